@@ -1,0 +1,26 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install sweep test bench lint
+install: .venv/installed
+
+.venv/installed: pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+sweep: install  ## the main job: search, confirm and compare the MLP-ensemble study
+	$(BIN)/distune sweep mlp-ensemble
+
+test: install
+	$(BIN)/python -m pytest -m "not slow"
+
+bench: install  ## minutes: the slow acceptance tests and the side-by-side figures of the README
+	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m tests.benchmarks.sweep_speed --json
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports

@@ -1,0 +1,220 @@
+"""After the search: re-evaluate the best on validation, retrain the chosen, and read the test split once.
+
+Each piece of work is one Ray task: one configuration under one pack of fresh seeds. What the ledger already holds is
+not done again, so that this can be interrupted anywhere.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from safetensors.torch import save
+
+from search import prepare
+from search.ledger import ENSEMBLE, Ledger
+from search.prepare import Prepared
+from search.progress import Progress
+from search.runner import Payload, load_trainable, trial_config
+from search.selection import candidates, fair_limit, search_spend, select, within
+from search.state import PER_SUBSEARCH, arm_offset
+from spaces import Study
+from trainables.artefacts import write_atomically
+from trainables.datasets import Dataset
+from trainables.streams import CONFIRMATION, REEVALUATION
+
+PACK = 10  # seeds of one configuration trained together where no sub-search divides them
+ALL_SUBSEARCHES = -1  # the sub-search number of what no sub-search chose: published and fixed configurations
+LOOK = "confirmation"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One pack to train to the end. purpose: reevaluation | tuned | as_published | fixed. judge: read the test rows."""
+
+    purpose: str
+    arm: str
+    subsearch: int
+    fit: str
+    trial: str
+    config: Mapping[str, Any]
+    replicates: tuple[int, ...]
+    judge: bool
+
+
+@ray.remote
+def train_to_end(
+    job: Job, payload: Payload, dataset: Dataset | None, students: str | None
+) -> list[dict[str, Any]]:
+    """For each seed of the pack: its metrics and predicted classes, after `max_epochs` and with nothing selected.
+
+    dataset: with test rows, or None where they are not to be read. students: folder to keep the trained weights in.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    study, began = payload.study, time.monotonic()
+    arm = study.arms[job.arm]
+    last = None
+    for last in load_trainable(study)(trial_config(arm, job.config, job.replicates, study), payload.context()):
+        pass
+    assert last is not None
+    if last.diverged and len(job.replicates) > 1:  # one seed's divergence must not cost the others theirs
+        alone = [Job(**{**vars(job), "replicates": (r,)}) for r in job.replicates]
+        return [row for one in alone for row in train_to_end._function(one, payload, dataset, students)]
+    metrics = {k: v for k, v in last.metrics.items() if k.startswith("val_")}
+    predictions = {}
+    for split, rows in (prepare.judged_rows(dataset) if dataset is not None else {}).items():
+        logits = last.logits(rows.x)
+        labels = torch.from_numpy(rows.y).expand(logits.shape[:-1])
+        classes = logits.argmax(dim=-1).cpu()
+        metrics[f"{split}_accuracy"] = (classes == labels).double().mean(dim=-1).tolist()
+        nll = torch.nn.functional.cross_entropy(logits.cpu().movedim(-1, 1), labels, reduction="none")
+        metrics[f"{split}_nll"] = nll.mean(dim=-1).tolist()
+        predictions[split] = classes.numpy().astype("uint8")
+    metrics["diverged"] = [float(last.diverged)] * len(job.replicates)
+    if students is not None and not last.diverged:
+        name = f"{job.purpose}-{job.arm}-{job.subsearch}-{job.fit}-{job.replicates[0]}.safetensors"
+        write_atomically(Path(students) / name, save({k: v.contiguous().cpu() for k, v in last.state().items()}))
+    seconds = (time.monotonic() - began) / len(job.replicates)
+    return [
+        {
+            "replicate": replicate,
+            "seconds": seconds,
+            "metrics": {k: _finite(v[i]) for k, v in metrics.items() if len(v) == len(job.replicates)},
+            "predictions": {k: v[i] for k, v in predictions.items()},
+        }
+        for i, replicate in enumerate(job.replicates)
+    ]
+
+
+def reevaluation_jobs(study: Study, ledger: Ledger) -> list[Job]:
+    """The best few trials of every sub-search, under fresh seeds, on validation."""
+    top, seeds = study.budget.reevaluation
+    trials, epochs = ledger.trials(), ledger.epochs()
+    kept, _ = within(fair_limit(study, search_spend(study, trials, epochs)), trials, epochs)
+    jobs = []
+    for (arm, g), ranked in sorted(candidates(study, trials, kept, ledger.ends()).items()):
+        first = REEVALUATION + arm_offset(arm) + g * PER_SUBSEARCH
+        for c in ranked[:top]:
+            replicates = tuple(range(first, first + seeds))
+            jobs.append(Job("reevaluation", arm, g, prepare.TRAIN, c.trial, c.config, replicates, judge=False))
+    return jobs if seeds else []
+
+
+def confirmation_jobs(study: Study, ledger: Ledger) -> list[Job]:
+    """Every winner under its share of the fresh seeds, every published and fixed configuration under all of them."""
+    total, share = study.budget.confirm_seeds, study.budget.confirm_seeds // study.budget.subsearches
+    jobs = []
+    for (arm, g), winner in sorted(select(study, ledger).items()):
+        first = CONFIRMATION + arm_offset(arm) + g * PER_SUBSEARCH
+        chosen = winner.candidate
+        for fit in dict.fromkeys((study.confirm_on, prepare.TRAIN)):
+            replicates = tuple(range(first, first + share))
+            jobs.append(Job("tuned", arm, g, fit, chosen.trial, chosen.config, replicates, judge=True))
+    for arm, definition in study.arms.items():
+        configs = {"as_published": definition.published.config} if definition.published else {}
+        if definition.kind == "fixed":
+            configs["fixed"] = definition.default
+        first = CONFIRMATION + arm_offset(arm)
+        packs = math.ceil(total / PACK)
+        for purpose, config in configs.items():
+            for pack in range(packs):
+                replicates = tuple(range(first + pack * total // packs, first + (pack + 1) * total // packs))
+                jobs.append(
+                    Job(purpose, arm, ALL_SUBSEARCHES, study.confirm_on, "", config, replicates, judge=True)
+                )
+    return jobs
+
+
+def reevaluate(study: Study, ledger: Ledger, prepared: Prepared, options: Mapping[str, Any], progress: Progress) -> None:
+    jobs = _unfinished(reevaluation_jobs(study, ledger), ledger)
+    _run(jobs, study, ledger, prepared, options, None, progress.phase("re-evaluation", len(jobs)))
+
+
+def confirm(
+    study: Study, ledger: Ledger, prepared: Prepared, seed: int, options: Mapping[str, Any], run: Path, progress: Progress
+) -> None:
+    """Open the test split, judge the teachers on it, and train and judge every configuration that goes to it."""
+    labels = ray.get(prepare.judged_labels.remote(prepared.dataset))
+    opened = {look["split"] for look in ledger.looks() if look["purpose"] == LOOK}
+    for split in labels.keys() - opened:
+        ledger.look(split, labels[split], LOOK)
+    jobs = _unfinished(confirmation_jobs(study, ledger), ledger)
+    tick = progress.phase("confirmation", len(jobs) + study.confirm_teachers)
+    teachers = {
+        prepare.judge_teacher.options(**options).remote(study, seed, prepared.dataset, study.confirm_on, k): k
+        for k in range(study.confirm_teachers)
+        if (k, ENSEMBLE) not in ledger.teacher_predictions(study.confirm_on, "test")
+    }
+    _run(jobs, study, ledger, prepared, options, run / "models", tick)
+    for task, predicted in _as_they_finish(teachers, tick):
+        for (member, split), classes in predicted.items():
+            ledger.teacher_predicts(study.confirm_on, teachers[task], member, split, classes)
+
+
+def _run(
+    jobs: Sequence[Job],
+    study: Study,
+    ledger: Ledger,
+    prepared: Prepared,
+    options: Mapping[str, Any],
+    students: Path | None,
+    tick: Callable[[], None],
+) -> None:
+    tasks = {
+        train_to_end.options(**options).remote(
+            job,
+            prepared.by_fit[job.fit],
+            prepared.dataset if job.judge else None,
+            str(students) if students is not None and job.judge else None,
+        ): job
+        for job in jobs
+    }
+    for task, rows in _as_they_finish(tasks, tick):
+        job = tasks[task]
+        for row in rows:
+            ledger.finish_run(
+                job.purpose,
+                job.arm,
+                job.subsearch,
+                job.fit,
+                trial=job.trial,
+                config=job.config,
+                epochs=study.budget.max_epochs,
+                **row,
+            )
+
+
+def _as_they_finish(tasks: Iterable[Any], tick: Callable[[], None]) -> Iterator[tuple[Any, Any]]:
+    """Results in the order in which they come; what still runs when the caller leaves is cancelled."""
+    waiting = list(tasks)
+    try:
+        while waiting:
+            done, waiting = ray.wait(waiting, timeout=0.25)
+            for task in done:
+                yield task, ray.get(task)
+            for _ in done:
+                tick()
+    finally:
+        for task in waiting:
+            ray.cancel(task)
+
+
+def _unfinished(jobs: Iterable[Job], ledger: Ledger) -> list[Job]:
+    """The jobs without the seeds that the ledger has."""
+    have = {(r.purpose, r.arm, r.subsearch, r.fit, r.trial, r.replicate) for r in ledger.runs()}
+    left = []
+    for job in jobs:
+        key = (job.purpose, job.arm, job.subsearch, job.fit, job.trial)
+        replicates = tuple(r for r in job.replicates if (*key, r) not in have)
+        if replicates:
+            left.append(Job(**{**vars(job), "replicates": replicates}))
+    return left
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

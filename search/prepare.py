@@ -1,0 +1,116 @@
+"""Before the search: data, teachers and payloads, each made once, by a task in the cluster.
+
+The driver holds references, not data. What a trial of the search is given (`Payload`) has no test rows in it.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import ray
+
+from search.runner import Payload, load_trainable, trial_config
+from spaces import Study
+from trainables.context import TeacherOutputs
+from trainables.datasets import Dataset, Rows, load, refuse_overlap
+from trainables.streams import SEARCH, Streams
+from trainables.teachers import ensemble
+
+TRAIN = "train"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """References to what the phases share. by_fit: the payload to train on `train`, or on `train+validation`."""
+
+    dataset: Any
+    by_fit: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TeacherBuilt:
+    """For the ledger: one teacher set, what it was fitted on, and what it cost when it was trained."""
+
+    fit: str
+    teacher_set: int
+    artefact: str
+    seconds: float
+    parameters: int
+
+
+@ray.remote
+def load_dataset(study: Study) -> Dataset:
+    return load(asdict(study.data))
+
+
+@ray.remote(num_returns=2)
+def build_teacher(
+    study: Study, seed: int, dataset: Dataset, fit: str, teacher_set: int
+) -> tuple[TeacherOutputs, TeacherBuilt]:
+    """Teacher set number `teacher_set` on the rows `fit`, from the cache or trained now; refused if it saw others."""
+    teacher = _teacher(study, seed, dataset, fit, teacher_set)
+    if fit == TRAIN:
+        refuse_overlap("the teacher", teacher.fitted_on, "validation", dataset.validation)
+    assert dataset.test is not None
+    refuse_overlap("the teacher", teacher.fitted_on, "test", dataset.test)
+    outputs = TeacherOutputs(teacher.logits(dataset.fit_rows(fit).x).numpy(), teacher.fitted_on)
+    artefact = teacher.artefact
+    return outputs, TeacherBuilt(fit, teacher_set, artefact.key, artefact.about["seconds"], teacher.parameters)
+
+
+@ray.remote
+def make_payload(study: Study, seed: int, dataset: Dataset, fit: str, *teachers: TeacherOutputs) -> Payload:
+    """What to train on; without validation rows where they are trained on."""
+    shown = dataset.without_test()
+    validation = shown.validation if fit == TRAIN else None
+    return Payload(study, seed, shown.fit_rows(fit), validation, shown.classes, teachers)
+
+
+@ray.remote
+def audit_first_step(payload: Payload) -> None:
+    """Every arm's loss at its default, before anything is spent. Raises DeadTerm as a trial would."""
+    for arm in payload.study.arms.values():
+        config = trial_config(arm, arm.default, (SEARCH,), payload.study)
+        next(iter(load_trainable(payload.study)(config, payload.context())), None)
+
+
+@ray.remote
+def judge_teacher(
+    study: Study, seed: int, dataset: Dataset, fit: str, teacher_set: int
+) -> dict[tuple[int, str], np.ndarray[Any, np.dtype[np.uint8]]]:
+    """Predicted classes on the test rows, by (member, split); member -1 is the ensemble. Confirmation only."""
+    teacher = _teacher(study, seed, dataset, fit, teacher_set)
+    predicted = {}
+    for split, rows in judged_rows(dataset).items():
+        members = teacher.member_logits(rows.x)
+        predicted[-1, split] = members.mean(dim=0).argmax(dim=-1).numpy().astype(np.uint8)
+        if split == "test":
+            predicted |= {
+                (m, split): logits.argmax(dim=-1).numpy().astype(np.uint8) for m, logits in enumerate(members)
+            }
+    return predicted
+
+
+@ray.remote
+def judged_labels(dataset: Dataset) -> dict[str, np.ndarray[Any, np.dtype[np.uint8]]]:
+    """True classes of the splits that the confirmation reads."""
+    return {split: rows.y.astype(np.uint8) for split, rows in judged_rows(dataset).items()}
+
+
+def judged_rows(dataset: Dataset) -> dict[str, Rows]:
+    assert dataset.test is not None
+    return {"test": dataset.test} | ({"population": dataset.population} if dataset.population else {})
+
+
+def teacher_sets(study: Study) -> list[tuple[str, int]]:
+    """(fit, set) of every teacher that a sweep needs: one to search with, `confirm_teachers` to confirm with."""
+    wanted = [(TRAIN, 0), *((study.confirm_on, k) for k in range(study.confirm_teachers))]
+    return list(dict.fromkeys(wanted))
+
+
+def _teacher(study: Study, seed: int, dataset: Dataset, fit: str, teacher_set: int) -> ensemble.Ensemble:
+    import torch
+
+    torch.set_num_threads(1)
+    streams = Streams(study.name, seed)
+    return ensemble.build(asdict(study.teacher), dataset.fit_rows(fit), dataset.classes, teacher_set, streams)

@@ -1,0 +1,70 @@
+"""Ray Tune's scheduler: enters what trials report, and stops them at rungs as their sub-search decides."""
+
+import json
+from typing import Any
+
+from ray.exceptions import RayTaskError
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from search.state import SearchState
+
+
+class ArmScheduler(FIFOScheduler):
+    """Decides at rungs only. A report carries the epochs since the last one as one JSON string, `rows`."""
+
+    def __init__(self, state: SearchState) -> None:
+        super().__init__()
+        self._state = state
+        self._ray_trials: dict[str, Any] = {}  # by our name, for the trials that are live
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing for Ray Tune's snapshots: a sweep resumes from its ledger."""
+        return {}
+
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """None: Ray Tune starts pending trials by itself, and looking through all of them costs more with each."""
+        return None
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        self._ray_trials[trial.config["trial"]] = trial
+
+    def find_lost(self) -> None:
+        """Ray Tune ends a trial without a word where its worker could not be reset; such a trial is tried again."""
+        for name in list(self._state.live):
+            ray_trial = self._ray_trials.get(name)
+            if ray_trial is not None and ray_trial.status in (Trial.TERMINATED, Trial.ERROR):
+                self._state.crash(name, "Ray Tune ended the trial before it reported", own_fault=False)
+        self._ray_trials = {name: t for name, t in self._ray_trials.items() if name in self._state.live}
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        name = trial.config["trial"]
+        if name not in self._state.live:
+            return str(TrialScheduler.STOP)
+        goes_on = self._state.report(name, json.loads(result["rows"]), bool(result["diverged"]))
+        if not goes_on:
+            self._state.leave(name)
+        return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """A trial whose function returned before its last rung did not do what it was asked."""
+        name = trial.config["trial"]
+        if name in self._state.live:
+            reached = self._state.live[name].epoch
+            message = f"the trainable returned after epoch {reached}, before the last rung"
+            self._state.crash(name, message, own_fault=True)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        name = trial.config["trial"]
+        if name in self._state.live:
+            error = trial.get_pickled_error() if trial.error_file else None
+            self._state.crash(name, _last_line(error), own_fault=isinstance(error, RayTaskError))
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        self._state.leave(trial.config["trial"])
+
+
+def _last_line(error: Exception | None) -> str:
+    """The sentence at the end of a remote traceback."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__

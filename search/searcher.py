@@ -1,0 +1,51 @@
+"""Ray Tune's searcher: one for all arms, so that one Tuner runs them side by side."""
+
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from search.state import Live, SearchState
+
+
+class ArmSearcher(Searcher):
+    """Answers Ray Tune with the next trial of the arm that has spent least; None while trials run, then FINISHED.
+
+    concurrent: trials that may be live at once. checkpoints: for each unfinished trial where its runner may find one.
+    """
+
+    def __init__(self, state: SearchState, concurrent: int) -> None:
+        super().__init__()
+        self._state, self._concurrent = state, concurrent
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing for Ray Tune's snapshots: a sweep resumes from its ledger."""
+        return {}
+
+    def suggest(self, trial_id: str) -> Any:
+        if self._state.stopping:
+            return None if self._state.live else Searcher.FINISHED
+        if len(self._state.live) >= self._concurrent:
+            return None
+        live = self._state.next_trial()
+        if live is None:
+            return None if self._state.live else Searcher.FINISHED
+        self._state.ledger.attempt(trial_id, live.record.trial)
+        return self._as_config(live)
+
+    def _as_config(self, live: Live) -> dict[str, Any]:
+        return {
+            "trial": live.record.trial,
+            "arm": live.record.arm,
+            "hp": live.record.config,
+            "replicates": list(self._state.replicates(live.record)),
+            "resume_from": live.epoch,
+        }
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing: the scheduler hears why a trial ended, the searcher does not."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the ledger is what a sweep resumes from."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("a sweep resumes from its ledger: `distune resume RUN`")

@@ -1,0 +1,246 @@
+"""Who may spend what: budgets, identities and rungs of all arms while the search runs.
+
+The state is a projection of the ledger. A new sweep starts it empty, a resumed one replays the ledger into it; from
+then on the searcher and the scheduler change both together, here.
+"""
+
+import math
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from search.ledger import Ledger, TrialRecord
+from search.subsearch import SubSearch, dimension_order
+from spaces import A_A_CONTROL, Study
+from trainables.streams import SEARCH, Streams
+
+A_A_OFFSET = 500_000  # the A/A control is searched and confirmed under seeds of its own, or it would repeat the baseline
+PER_SUBSEARCH = 1_000
+MAX_ATTEMPTS = 3
+CRASHES_IN_A_ROW = 5  # of one arm: then its code is at fault, and a crash that costs nothing would be repeated for ever
+
+
+@dataclass
+class Live:
+    """A trial that is asked and has not ended. reserved: what it may still spend up to its next rung."""
+
+    record: TrialRecord
+    epoch: int = 0
+    reserved: int = 0
+    attempts: int = 0
+
+
+@dataclass
+class Standing:
+    """What the terminal shows of an arm. score, se: the best so far at the highest rung that a trial has reached."""
+
+    spent: int = 0
+    asked: int = 0
+    ended: int = 0
+    best_rung: int = 0
+    best_score: float = float("nan")
+    best_se: float = float("nan")
+    how: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+
+
+class SearchState:
+    """Budgets, live trials and sub-searches of one sweep."""
+
+    def __init__(self, study: Study, ledger: Ledger, seed: int) -> None:
+        self.study, self.ledger = study, ledger
+        self.budget = study.budget
+        self.live: dict[str, Live] = {}
+        self.waiting: list[Live] = []  # unfinished trials of an earlier life, taken up before anything new
+        self.standing = {arm: Standing() for arm in study.searched}
+        self.stopping = False
+        self.failure: str | None = None
+        self._crashes: dict[str, int] = defaultdict(int)
+        self._streams = Streams(study.name, seed)
+        self._subsearches = self._make_subsearches()
+        self._replay()
+
+    def replicates(self, trial: TrialRecord) -> tuple[int, ...]:
+        """The seeds of the trial's pack: the same in every arm and every trial of a sub-search."""
+        first = SEARCH + arm_offset(trial.arm) + trial.subsearch * PER_SUBSEARCH
+        return tuple(range(first, first + self.budget.seeds_per_trial))
+
+    # Asking.
+
+    def next_trial(self) -> Live | None:
+        """The next trial to start: an unfinished one, else a new one of the arm that has spent and reserved least."""
+        if self.waiting:
+            live = self.waiting.pop(0)
+        else:
+            arm = self._poorest_arm()
+            if arm is None:
+                return None
+            live = Live(self._ask(arm))
+        live.attempts += 1
+        live.reserved = self._cost_to_next_rung(live.epoch)
+        self.live[live.record.trial] = live
+        return live
+
+    def _poorest_arm(self) -> str | None:
+        committed = {arm: s.spent for arm, s in self.standing.items()}
+        for live in (*self.live.values(), *self.waiting):
+            committed[live.record.arm] += live.reserved
+        arm = min(committed, key=lambda a: committed[a])
+        return arm if committed[arm] < self.budget.search_seed_epochs else None
+
+    def _ask(self, arm: str) -> TrialRecord:
+        standing = self.standing[arm]
+        subsearch = standing.asked % self.budget.subsearches
+        name = f"{arm}-{standing.asked:05d}"
+        standing.asked += 1
+        config, origin = self._subsearches[arm, subsearch].ask(name)
+        record = TrialRecord(name, arm, subsearch, origin, config, time.time())
+        self.ledger.ask(record)
+        return record
+
+    def _cost_to_next_rung(self, epoch: int) -> int:
+        return self.budget.seeds_per_trial * (next(r for r in self.budget.rungs if r > epoch) - epoch)
+
+    # Reporting.
+
+    def report(self, trial: str, rows: Sequence[Mapping[str, Any]], diverged: bool) -> bool:
+        """Enter what a trial reports; True if it goes on."""
+        live = self.live[trial]
+        cost = self.ledger.report(trial, rows)
+        last = rows[-1]
+        live.epoch = max(live.epoch, last["epoch"])
+        live.reserved = max(0, live.reserved - cost)
+        standing = self.standing[live.record.arm]
+        standing.spent += cost
+        if diverged:
+            self._end(live, "diverged", "a loss or a parameter is not a finite number")
+            return False
+        if last["epoch"] not in self.budget.rungs or last["epoch"] < live.epoch:
+            return not self.stopping  # between rungs, or a repeat of what was decided before
+        return self._at_rung(live, last["score"], math.nan if last["se"] is None else last["se"])
+
+    def _at_rung(self, live: Live, score: float, se: float) -> bool:
+        standing, subsearch = self.standing[live.record.arm], self._of(live)
+        if (live.epoch, score) > (standing.best_rung, standing.best_score) or live.epoch > standing.best_rung:
+            standing.best_rung, standing.best_score, standing.best_se = live.epoch, score, se
+        survives = subsearch.survives(live.record.trial, live.epoch, score, se)
+        if live.epoch >= self.budget.max_epochs:
+            self._end(live, "finished", score=score)
+        elif not survives:
+            self._end(live, "stopped", score=score)
+        elif standing.spent >= self.budget.search_seed_epochs:
+            self._end(live, "budget", "the arm had spent its budget", score=score)
+        else:
+            subsearch.passed(live.record.trial, live.epoch, score)
+            live.reserved = self._cost_to_next_rung(live.epoch)
+            return not self.stopping
+        return False
+
+    def crash(self, trial: str, message: str, own_fault: bool) -> None:
+        """A trial's process or code failed. What is not its own fault is tried again, under the same identity."""
+        live = self.live[trial]
+        if not own_fault and live.attempts < MAX_ATTEMPTS:
+            del self.live[trial]
+            self.waiting.append(live)
+        else:
+            self._end(live, "crashed", message)
+
+    def leave(self, trial: str) -> None:
+        """The sweep is stopping: the trial stays unfinished, for a resumed sweep to take up."""
+        self.live.pop(trial, None)
+
+    def _end(self, live: Live, how: str, message: str = "", score: float | None = None) -> None:
+        trial, standing, subsearch = live.record.trial, self.standing[live.record.arm], self._of(live)
+        del self.live[trial]
+        self.ledger.end(trial, how, live.epoch, message)
+        standing.ended += 1
+        standing.how[how] += 1
+        self._crashes[live.record.arm] = self._crashes[live.record.arm] + 1 if how == "crashed" else 0
+        if self._crashes[live.record.arm] == CRASHES_IN_A_ROW:
+            self.failure = f"{CRASHES_IN_A_ROW} trials of {live.record.arm} in a row crashed, the last with: {message}"
+            self.stopping = True
+        if how == "finished":
+            assert score is not None
+            subsearch.finished(trial, score)
+        elif how in ("stopped", "budget"):
+            assert score is not None
+            subsearch.stopped(trial, live.epoch, score)
+        elif how == "diverged":
+            subsearch.diverged(trial)
+        else:
+            subsearch.crashed(trial)
+
+    def _of(self, live: Live) -> SubSearch:
+        return self._subsearches[live.record.arm, live.record.subsearch]
+
+    # Beginning, and beginning again.
+
+    def _make_subsearches(self) -> dict[tuple[str, int], SubSearch]:
+        arms = {name: self.study.arms[name] for name in self.study.searched}
+        order = dimension_order([arm.space for arm in arms.values()])
+        expected = self.budget.search_seed_epochs / self.budget.mean_trial_cost / self.budget.subsearches
+        random = max(3, round(expected / 3))
+        return {
+            (name, g): SubSearch(
+                arm,
+                self.budget,
+                random,
+                order,
+                sobol_seed=self._streams.number("sobol", arm_offset(name) + g),
+                tpe_seed=self._streams.number(f"tpe/{name}", g),
+            )
+            for name, arm in arms.items()
+            for g in range(self.budget.subsearches)
+        }
+
+    def _replay(self) -> None:
+        """Rebuild everything from the ledger: spends, rungs in ledger order, Optuna's studies, unfinished trials."""
+        trials = {t.trial: t for t in self.ledger.trials()}
+        if not trials:
+            return
+        ends, rungs = self.ledger.ends(), set(self.budget.rungs)
+        scores: dict[str, dict[int, float]] = defaultdict(dict)
+        reached: dict[str, int] = defaultdict(int)
+        for row in self.ledger.epochs():
+            arm = trials[row.trial].arm
+            standing = self.standing[arm]
+            standing.spent += row.seeds
+            reached[row.trial] = max(reached[row.trial], row.epoch)
+            lost = row.trial in ends and ends[row.trial].how == "diverged"
+            if row.epoch in rungs and not lost:
+                scores[row.trial][row.epoch] = row.score
+                self._subsearches[arm, trials[row.trial].subsearch].replay_rung(row.trial, row.epoch, row.score)
+                if (row.epoch, row.score) > (standing.best_rung, standing.best_score) or row.epoch > standing.best_rung:
+                    standing.best_rung, standing.best_score, standing.best_se = row.epoch, row.score, row.se
+        for name, trial in trials.items():
+            standing, subsearch = self.standing[trial.arm], self._subsearches[trial.arm, trial.subsearch]
+            standing.asked += 1
+            if name in ends:
+                standing.ended += 1
+                standing.how[ends[name].how] += 1
+                subsearch.replay(name, trial.config, scores[name], ends[name].how)
+            else:
+                self._take_up(trial, reached[name], scores[name])
+
+    def _take_up(self, trial: TrialRecord, reached: int, scores: Mapping[int, float]) -> None:
+        subsearch = self._subsearches[trial.arm, trial.subsearch]
+        subsearch.reopen(trial.trial, trial.config)
+        live = Live(trial, epoch=reached)
+        if reached >= self.budget.max_epochs:
+            # It had reported everything; only its end was not written.
+            self._finish_late(live, scores[reached])
+            return
+        for epoch, score in scores.items():
+            subsearch.passed(trial.trial, epoch, score)
+        live.reserved = self._cost_to_next_rung(reached)
+        self.waiting.append(live)
+
+    def _finish_late(self, live: Live, score: float) -> None:
+        self.live[live.record.trial] = live
+        self._end(live, "finished", score=score)
+
+
+def arm_offset(arm: str) -> int:
+    """What is added to every replicate number of an arm: 0, so that seeds are paired across arms, but for the A/A."""
+    return A_A_OFFSET if arm == A_A_CONTROL else 0

@@ -1,0 +1,24 @@
+"""What to search: studies, arms, spaces and published numbers. One file per built-in study."""
+
+from spaces.load import BUILT_IN, BadInput, adjust, load_study, nearest, to_yaml
+from spaces.space import Choice, Range, Space
+from spaces.study import A_A_CONTROL, BASELINE, Arm, Budget, Claim, Published, Study
+
+__all__ = [
+    "A_A_CONTROL",
+    "BASELINE",
+    "BUILT_IN",
+    "Arm",
+    "BadInput",
+    "Budget",
+    "Choice",
+    "Claim",
+    "Published",
+    "Range",
+    "Space",
+    "Study",
+    "adjust",
+    "load_study",
+    "nearest",
+    "to_yaml",
+]

@@ -1,0 +1,183 @@
+"""From a name, a YAML file and `--set` assignments to a validated `Study`, or to one line that says what is wrong."""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pydantic
+import yaml
+
+from spaces import mlp_ensemble
+from spaces.study import A_A_CONTROL, BASELINE, Study
+
+BUILT_IN: dict[str, Study] = {study.name: study for study in (mlp_ensemble.STUDY,)}
+_STUDY = pydantic.TypeAdapter(Study)
+
+
+class BadInput(ValueError):
+    """The user's input cannot be used; the message is one line that says what was given and what is allowed."""
+
+
+def load_study(name: str | Path, overrides: Iterable[str] = ()) -> Study:
+    """The built-in study `name`, or the one in the YAML file `name`, changed by `key.path=value` assignments.
+
+    Raises BadInput, naming what is allowed, for an unknown study, an unknown key, a wrong type or a broken rule.
+    """
+    if str(name) in BUILT_IN:
+        raw = _plain(BUILT_IN[str(name)])
+    elif Path(name).suffix in {".yaml", ".yml"}:
+        raw = _read_yaml(Path(name))
+    else:
+        raise BadInput(
+            f"unknown study '{name}'{nearest(str(name), BUILT_IN)}: give a built-in study ({', '.join(BUILT_IN)}) "
+            "or the path of a .yaml file"
+        )
+    for assignment in overrides:
+        raw = _merge(raw, _assignment(assignment))
+    return _validate(raw)
+
+
+def adjust(
+    study: Study, *, quick: bool = False, arms: Sequence[str] = (), trials: int | None = None, **budget: int | None
+) -> Study:
+    """The study with its quick budget, with some of its arms, or with other numbers in its budget.
+
+    arms: those to keep; the baseline and its A/A control always stay. trials: an arm's budget as so many trials of
+    mean cost. budget: `seed_epochs_per_arm`, `seeds_per_trial`, `confirm_seeds`; None leaves a number as it is.
+    """
+    raw = _plain(study)
+    if quick:
+        raw["budget"] = dict(raw["quick"])
+    raw["budget"] |= {name: value for name, value in budget.items() if value is not None}
+    for arm in arms:
+        if arm not in raw["arms"]:
+            raise BadInput(f"unknown arm '{arm}'{nearest(arm, raw['arms'])}: {study.name} has {', '.join(raw['arms'])}")
+    if arms:
+        kept = {BASELINE, A_A_CONTROL, *arms}
+        raw["arms"] = {name: arm for name, arm in raw["arms"].items() if name in kept}
+        raw["contrasts"] = [c for c in raw["contrasts"] if {c[0], c[1]} <= kept]
+        raw["claims"] = [c for c in raw["claims"] if {c["better"], c["worse"]} <= kept]
+    if trials is not None:
+        search = trials * _validate(raw).budget.mean_trial_cost
+        raw["budget"]["seed_epochs_per_arm"] = math.ceil(search / (1 - raw["budget"]["reevaluate_share"]))
+    return _validate(raw)
+
+
+def to_yaml(study: Study) -> str:
+    """The study as resolved: a YAML text that `load_study` turns into an equal study, whatever is built in then."""
+    return yaml.safe_dump(_plain(study), sort_keys=False, allow_unicode=True, width=120)
+
+
+def nearest(given: str, allowed: Iterable[str]) -> str:
+    """" (did you mean 'x'?)" for the allowed name nearest to the given one, or an empty string."""
+    close = difflib.get_close_matches(given, list(allowed), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def _plain(study: Study) -> dict[str, Any]:
+    """JSON-like data; values that equal their default stay in, so that a stored study never changes its meaning."""
+    return cast(dict[str, Any], _STUDY.dump_python(study, mode="json"))
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"cannot read the study file {path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise BadInput(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise BadInput(f"{path} must be a mapping such as 'extends: mlp-ensemble', got {type(raw).__name__}")
+    if "extends" not in raw:
+        return raw
+    base = raw.pop("extends")
+    if base not in BUILT_IN:
+        raise BadInput(
+            f"{path}: extends: unknown study '{base}'{nearest(str(base), BUILT_IN)}: allowed are {', '.join(BUILT_IN)}"
+        )
+    return _merge(_plain(BUILT_IN[base]), raw)
+
+
+def _assignment(text: str) -> dict[str, Any]:
+    """`a.b.c=value` as nested mappings; the value is read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.split(".")):
+        raise BadInput(f"--set takes key=value with dots between levels, such as budget.confirm_seeds=40, got '{text}'")
+    try:
+        nested: Any = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise BadInput(f"--set {key}: the value '{value}' is not valid YAML") from None
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    return cast(dict[str, Any], nested)
+
+
+def _merge(base: Any, changes: Any, where: str = "") -> Any:
+    """`base` with `changes` laid over it, level by level; a dimension that turns into another kind is replaced."""
+    if not isinstance(base, dict) or not isinstance(changes, dict):
+        return changes
+    if "choices" in base or "choices" in changes:
+        return changes
+    merged = dict(base)
+    for key, value in changes.items():
+        if key == "space" and where == "":
+            merged["arms"] = _everywhere(merged["arms"], value)
+        else:
+            merged[key] = _merge(base[key], value, f"{where}.{key}") if key in base else value
+    return merged
+
+
+def _everywhere(arms: dict[str, Any], space: Any) -> dict[str, Any]:
+    """A top-level `space:` changes a dimension in every arm that searches it, so that the arms' ranges stay equal."""
+    if not isinstance(space, dict):
+        raise BadInput(f"space: must map hyperparameters to ranges, got {space!r}")
+    searched = {name for arm in arms.values() for name in arm["space"]}
+    for name in space:
+        if name not in searched:
+            raise BadInput(f"space.{name}: no arm searches it{nearest(name, searched)}: {', '.join(sorted(searched))}")
+    return {
+        key: {**arm, "space": {n: _merge(d, space[n]) if n in space else d for n, d in arm["space"].items()}}
+        for key, arm in arms.items()
+    }
+
+
+def _validate(raw: Mapping[str, Any]) -> Study:
+    try:
+        return _STUDY.validate_python(raw)
+    except pydantic.ValidationError as error:
+        lines = list(dict.fromkeys(_one_line(raw, e) for e in error.errors()))
+        raise BadInput(lines[0] + (f" (and {len(lines) - 1} more like it)" if lines[1:] else "")) from None
+
+
+def _one_line(raw: Any, error: Any) -> str:
+    """One of pydantic's errors as `where: what was given and what is allowed`."""
+    path = [str(p) for p in error["loc"] if p not in ("range", "choice")]
+    where = ".".join(path) or "study"
+    if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        parent = raw
+        for part in path[:-1]:
+            parent = parent.get(part, {}) if isinstance(parent, dict) else {}
+        allowed = _allowed_keys(path)
+        return f"unknown key {where}{nearest(path[-1], allowed)}: allowed are {', '.join(allowed)}"
+    if error["type"].startswith("missing"):
+        return f"{where} is missing"
+    reason = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"{where}: {reason}"
+    return f"{where}: got {error['input']!r}: {reason[0].lower()}{reason[1:]}"
+
+
+def _allowed_keys(path: list[str]) -> list[str]:
+    """The fields of the dataclass that an unknown key was given to, found by walking a built-in study."""
+    node: Any = next(iter(BUILT_IN.values()))
+    for part in path[:-1]:
+        if isinstance(node, dict):
+            node = node.get(part, next(iter(node.values()), None))
+        elif isinstance(node, tuple):
+            node = node[0]
+        else:
+            node = getattr(node, part)
+    return [f.name for f in dataclasses.fields(node)] if dataclasses.is_dataclass(node) else []

@@ -1,0 +1,231 @@
+"""What a sweep asks: a study, its arms, their spaces, its budget and the published numbers it re-examines.
+
+One definition serves inside and outside: these are frozen dataclasses that pydantic validates, so a study that came
+from YAML is checked by the same rules as one that is built in.
+"""
+
+import math
+from pathlib import Path
+from typing import Literal
+
+import pydantic
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from spaces.families import LIMITS, OF_VARIANT, ORDINARY, MakeClassification, MlpEnsemble, MlpStudent, Variant
+from spaces.space import STRICT, Choice, Config, Dimension, Space, TeacherRows
+
+BASELINE = "hard_labels"
+A_A_CONTROL = "hard_labels_again"
+Positive = pydantic.PositiveInt
+
+
+@dataclass(frozen=True, config=STRICT)
+class Published:
+    """A number that a source reports for one arm, and the settings it reports it for."""
+
+    value: float
+    config: Config
+    statistic: Literal["last", "max_over_epochs_on_test", "val_selected"] = "last"
+
+
+@dataclass(frozen=True, config=STRICT)
+class Claim:
+    """A published difference: `better` beats `worse` by `gain` of the study's metric."""
+
+    better: str
+    worse: str
+    gain: float
+    source: str
+    not_comparable: str | None = None
+
+
+@dataclass(frozen=True, config=STRICT)
+class Arm:
+    """One distillation variant.
+
+    variant: a function of `trainables.variants`.
+    space: what is searched; without one the arm is fixed: its `default` goes straight to confirmation.
+    default: the library's or the source's settings, the first trial of every search of this arm.
+    teacher_rows: which row of the teacher each sample sees; `none` for variants without a teacher.
+    dead_terms: terms that are known to send no gradient (as-released arms), so that the audit does not stop them.
+    """
+
+    variant: Variant
+    default: Config
+    space: Space = Field(default_factory=dict)
+    teacher_rows: TeacherRows = "none"
+    published: Published | None = None
+    dead_terms: tuple[str, ...] = ()
+    about: str = ""
+
+    def __post_init__(self) -> None:
+        for name, dimension in self.space.items():
+            if name not in self.default:
+                raise ValueError(f"space: unknown hyperparameter {name}, the arm has {', '.join(self.default)}")
+            if not dimension.contains(self.default[name]):
+                raise ValueError(f"default {name}={self.default[name]} lies outside its space ({dimension})")
+            for value in dimension.choices if isinstance(dimension, Choice) else (dimension.low, dimension.high):
+                _check_limits(name, value)
+        for config in (self.default, *([self.published.config] if self.published else [])):
+            for name, value in config.items():
+                _check_limits(name, value)
+
+    @property
+    def kind(self) -> Literal["searched", "fixed"]:
+        return "searched" if self.space else "fixed"
+
+
+def _check_limits(name: str, value: object) -> None:
+    low, high, whole = LIMITS.get(name, (-math.inf, math.inf, False))
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not low <= value <= high or (whole and value != int(value)):  # type: ignore[operator, arg-type, call-overload]
+        raise ValueError(f"{name} must be a {'whole ' if whole else ''}number from {low:g} to {high:g}, got {value!r}")
+
+
+@dataclass(frozen=True, config=STRICT)
+class Budget:
+    """How much every searched arm may spend, in seed-epochs, and how its result is confirmed.
+
+    subsearches: independent searches an arm is split into, because tuning is random too (METHOD, "Search").
+    reevaluate_share: part of an arm's budget that re-evaluates the best trials on validation under fresh seeds.
+    """
+
+    seed_epochs_per_arm: Positive
+    seeds_per_trial: Positive
+    confirm_seeds: Positive
+    max_epochs: Positive
+    subsearches: Positive = 4
+    reevaluate_share: float = Field(default=0.2, ge=0, le=0.5)
+    reevaluate_top: Positive = 5
+    reduction_factor: int = Field(default=3, ge=2)
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """Epochs at which trials are compared; the first is at least max_epochs / 9, the last is max_epochs."""
+        rungs = [math.ceil(self.max_epochs / 9)]
+        while rungs[-1] * self.reduction_factor < self.max_epochs:
+            rungs.append(rungs[-1] * self.reduction_factor)
+        return (*[r for r in rungs if r < self.max_epochs], self.max_epochs)
+
+    @property
+    def reevaluation(self) -> tuple[int, int]:
+        """(trials, fresh seeds of each) that one sub-search re-evaluates to max_epochs; (0, 0) if too little is left.
+
+        As many of the top five as can get at least `seeds_per_trial` / 2 seeds each, two at the least.
+        """
+        runs = int(self.reevaluate_share * self.seed_epochs_per_arm / self.subsearches / self.max_epochs)
+        top = max(2, min(self.reevaluate_top, runs // max(2, math.ceil(self.seeds_per_trial / 2))))
+        seeds = min(runs // top, 2 * self.seeds_per_trial)
+        return (top, seeds) if seeds >= 2 else (0, 0)
+
+    @property
+    def search_seed_epochs(self) -> int:
+        """What is left for the search of one arm once its re-evaluation is set aside."""
+        top, seeds = self.reevaluation
+        return self.seed_epochs_per_arm - self.subsearches * top * seeds * self.max_epochs
+
+    @property
+    def mean_trial_cost(self) -> float:
+        """Expected seed-epochs of a trial when every rung lets 1 / reduction_factor of its trials pass."""
+        previous = (0, *self.rungs[:-1])
+        steps = [(r - p) / self.reduction_factor**i for i, (p, r) in enumerate(zip(previous, self.rungs, strict=True))]
+        return self.seeds_per_trial * sum(steps)
+
+    def __post_init__(self) -> None:
+        first_rung = self.seeds_per_trial * self.rungs[0]
+        least = first_rung * self.subsearches
+        if self.search_seed_epochs < least:
+            raise ValueError(
+                f"seed_epochs_per_arm={self.seed_epochs_per_arm} is too small: it leaves {self.search_seed_epochs} for "
+                f"the search, and one trial to the first rung in each of {self.subsearches} sub-searches costs {least}"
+            )
+        if self.confirm_seeds % self.subsearches:
+            raise ValueError(
+                f"confirm_seeds={self.confirm_seeds} must be a multiple of subsearches={self.subsearches}, "
+                "whose winners share the seeds equally"
+            )
+
+
+@dataclass(frozen=True, config=STRICT)
+class Study:
+    """One question: data, teacher, arms, budget, and the published results it re-examines.
+
+    trainable: the user's own, `path/to/file.py:function`, instead of the family's.
+    contrasts: pairs (a, b) whose difference answers a question of its own (METHOD, "Controls and contrasts").
+    margin: the smallest difference of the metric that anybody would act on.
+    """
+
+    name: str
+    about: str
+    family: Literal["mlp"]
+    data: MakeClassification
+    student: MlpStudent
+    teacher: MlpEnsemble
+    arms: dict[str, Arm]
+    budget: Budget
+    quick: Budget
+    trainable: str | None = None
+    metric: str = "accuracy"
+    margin: float = Field(default=0.002, gt=0)
+    confirm_on: Literal["train", "train+validation"] = "train"
+    confirm_teachers: Positive = 1
+    contrasts: tuple[tuple[str, str, str], ...] = ()
+    claims: tuple[Claim, ...] = ()
+    published_teacher: float | None = None
+    source: str = ""
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for needed in (BASELINE, A_A_CONTROL):
+            if needed not in self.arms or self.arms[needed].kind != "searched":
+                raise ValueError(f"every study searches the arm {needed}, and this one does not")
+        shared: dict[str, Dimension] = self.arms[BASELINE].space
+        for name, arm in self.arms.items():
+            for hp in shared.keys() & arm.space.keys():
+                if arm.space[hp] != shared[hp]:
+                    raise ValueError(
+                        f"arms.{name}.space.{hp} is {arm.space[hp]} but {BASELINE} searches {shared[hp]}: a shared "
+                        f"hyperparameter has one range, or the comparison is not fair; set space.{hp} for all arms"
+                    )
+            wanted = {*ORDINARY[self.family], *OF_VARIANT[arm.variant]}
+            if set(arm.default) != wanted:
+                raise ValueError(
+                    f"arms.{name}.default must give exactly {', '.join(sorted(wanted))}, got {', '.join(sorted(arm.default))}"
+                )
+        for claim in self.claims:
+            if {claim.better, claim.worse} - set(self.arms):
+                raise ValueError(f"claim {claim.better} > {claim.worse} names an arm that the study does not have")
+        if self.trainable is not None:
+            path, _, function = self.trainable.rpartition(":")
+            if not function.isidentifier() or not Path(path).is_file():
+                raise ValueError(f"trainable must be path/to/file.py:function with an existing file, got {self.trainable}")
+        for a, b, _ in self.contrasts:
+            if {a, b} - set(self.arms):
+                raise ValueError(f"contrast {a} - {b} names an arm that the study does not have")
+
+        for budget in (self.budget, self.quick):
+            if budget.confirm_seeds < self.least_confirm_seeds:
+                raise ValueError(
+                    f"confirm_seeds={budget.confirm_seeds} cannot decide between {len(self.arms)} arms: the smallest "
+                    f"p of an exact test is 2^(1-n), so at least {self.least_confirm_seeds} seeds are needed"
+                )
+
+    @property
+    def searched(self) -> list[str]:
+        return [name for name, arm in self.arms.items() if arm.kind == "searched"]
+
+    @property
+    def candidates(self) -> list[str]:
+        """The arms whose difference from the baseline is judged: the first family of tests."""
+        return [name for name in self.arms if name not in (BASELINE, A_A_CONTROL)]
+
+    @property
+    def least_confirm_seeds(self) -> int:
+        """The fewest seeds with which a sign-flip test could reach 0.05 after Holm's correction."""
+        largest_family = max(1, len(self.candidates), len(self.claims), len(self.contrasts))
+        return math.ceil(1 + math.log2(largest_family / 0.05))
+
+    @property
+    def val_metric(self) -> str:
+        return f"val_{self.metric}"

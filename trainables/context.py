@@ -1,0 +1,77 @@
+"""What every trainable is given and what it gives back, one epoch at a time."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainables.audit import TermAudit
+from trainables.datasets import Rows
+from trainables.streams import Streams
+
+
+@dataclass(frozen=True)
+class TeacherOutputs:
+    """What a teacher says of the rows to fit on, and which rows it was fitted on itself.
+
+    logits: (N, classes), in the order of the rows; fitted_on: fingerprints of rows.
+    """
+
+    logits: NDArray[np.float32]
+    fitted_on: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TrialConfig:
+    """One configuration to train under the replicates of one pack.
+
+    hp: hyperparameters by name. teacher_rows: `none`, `own` or `shuffled_within_class`. epochs: how far to train.
+    audit_at: epochs whose end is audited, besides the first step. dead_terms: terms declared to send no gradient.
+    """
+
+    variant: str
+    hp: Mapping[str, Any]
+    replicates: tuple[int, ...]
+    epochs: int
+    teacher_rows: str = "none"
+    audit_at: tuple[int, ...] = ()
+    dead_terms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a trial trains on. It holds no test rows: whoever may read them does so with `EpochResult.logits`.
+
+    teachers: replicate r learns from teacher set r mod their number. validation: None where nothing is selected.
+    resume: the state of an earlier `EpochResult`, of epoch `resume_epoch`.
+    """
+
+    fit: Rows
+    validation: Rows | None
+    classes: int
+    student: Mapping[str, Any]
+    teachers: Sequence[TeacherOutputs]
+    streams: Streams
+    device: str = "cpu"
+    resume_epoch: int = 0
+    resume: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """One finished epoch.
+
+    metrics: by name, one value per seed: `val_accuracy`, `val_nll` and `loss_<term>`. audit: by term, where one was
+    made. diverged: a loss or a parameter is no number, and this is the last result. state: what a resumed run needs.
+    logits: (n, features) as they come -> (S, n, classes).
+    """
+
+    epoch: int
+    metrics: dict[str, list[float]]
+    audit: dict[str, TermAudit] | None
+    diverged: bool
+    state: Callable[[], dict[str, Tensor]]
+    logits: Callable[[NDArray[np.float64]], Tensor]

@@ -1,0 +1,105 @@
+"""The MLP family's trainable: a pack of small students on table rows, by any variant."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainables.audit import BATCH, FURTHER_BATCHES, DeadTerm, TermAudit, audit, dead_terms
+from trainables.context import Context, EpochResult, TrialConfig
+from trainables.datasets import Scaling, refuse_overlap
+from trainables.losses import cross_entropy, is_finite
+from trainables.packing import Loss, Pack, shuffled_within_class
+from trainables.variants import VARIANTS, Outputs
+
+
+def train(config: TrialConfig, context: Context) -> Iterator[EpochResult]:
+    """Train the pack epoch by epoch; every result is complete, so that a caller may stop after any.
+
+    Raises Leak if a teacher has seen validation rows, DeadTerm if a weighted term sends no gradient.
+    """
+    fit, dtype = context.fit, torch.get_default_dtype()
+    scaling = Scaling.of(fit)
+
+    def scaled(x: NDArray[np.float64]) -> Tensor:
+        return torch.from_numpy(scaling(x)).to(context.device, dtype)
+
+    y = torch.from_numpy(fit.y).to(context.device)
+    widths = [fit.x.shape[1], *context.student["hidden"], context.classes]
+    teacher = _teacher_logits(config, context)
+    teacher = None if teacher is None else teacher.to(context.device, dtype)
+    pack = Pack(widths, (), config.replicates, context.streams, config.hp, scaled(fit.x), y, teacher)
+    if context.resume:
+        pack.load_state(context.resume)
+
+    variant = VARIANTS[config.variant]
+
+    def loss(student: Outputs, shown: Outputs | None, labels: Tensor):  # type: ignore[no-untyped-def]
+        return variant(student, shown, labels, config.hp)
+
+    if context.validation is not None:
+        val_x, val_y = scaled(context.validation.x), torch.from_numpy(context.validation.y).to(context.device)
+    first = _audit(pack, loss, config.dead_terms) if context.resume_epoch == 0 else None
+    for epoch in range(context.resume_epoch + 1, config.epochs + 1):
+        losses = pack.train_epoch(epoch, loss)
+        diverged = not all(bool(is_finite(v).all()) for v in losses.values()) or not pack.finite()
+        metrics = {f"loss_{name}": value.tolist() for name, value in losses.items()}
+        if context.validation is not None and not diverged:
+            metrics |= evaluate(pack.logits(val_x), val_y)
+        audited = first
+        first = None
+        if epoch in config.audit_at and not diverged:
+            audited = _audit(pack, loss, config.dead_terms)
+        yield EpochResult(epoch, metrics, audited, diverged, pack.state, lambda x: pack.logits(scaled(x)))
+        if diverged:
+            return
+
+
+def evaluate(logits: Tensor, labels: Tensor) -> dict[str, list[float]]:
+    """logits (S, n, classes), labels (n,) -> `val_accuracy` and `val_nll`, one value per seed."""
+    expected = labels.expand(logits.shape[:-1])
+    return {
+        "val_accuracy": (logits.argmax(dim=-1) == expected).double().mean(dim=-1).tolist(),
+        "val_nll": cross_entropy(logits, expected).mean(dim=-1).tolist(),
+    }
+
+
+def _teacher_logits(config: TrialConfig, context: Context) -> Tensor | None:
+    """(S, N, classes): for each seed its teacher's logits, in the row order that the arm asks for."""
+    if config.teacher_rows == "none":
+        return None
+    for teacher in context.teachers:
+        if context.validation is not None:
+            refuse_overlap("the teacher", teacher.fitted_on, "validation", context.validation)
+    sets = torch.stack([torch.from_numpy(teacher.logits) for teacher in context.teachers])
+    rows = sets[[r % len(sets) for r in config.replicates]]
+    if config.teacher_rows == "shuffled_within_class":
+        generators = [context.streams.generator("teacher rows", r) for r in config.replicates]
+        order = torch.stack([shuffled_within_class(context.fit.y, g) for g in generators])
+        rows = rows.take_along_dim(order.unsqueeze(-1), dim=1)
+    return rows
+
+
+def _audit(pack: Pack, loss: Loss, declared: tuple[str, ...]) -> dict[str, TermAudit]:
+    """Audit the first rows; where a weighted term looks dead, three more batches decide whether it is."""
+    parameters = list(pack.model.parameters())
+
+    def of_batch(number: int) -> dict[str, TermAudit]:
+        rows = slice(number * BATCH, (number + 1) * BATCH)
+        student = Outputs(pack.model(pack.x[rows].unsqueeze(0)))
+        shown = None if pack.teacher is None else Outputs(pack.teacher[:, rows])
+        labels = pack.y[rows].expand(student.logits.shape[:-1])
+        return audit(loss(student, shown, labels), cross_entropy(student.logits, labels), parameters)
+
+    first = of_batch(0)
+    if set(dead_terms([first])) - set(declared):
+        further = [n for n in range(1, FURTHER_BATCHES + 1) if n * BATCH < len(pack.y)]
+        dead = set(dead_terms([first, *map(of_batch, further)])) - set(declared)
+        if dead:
+            raise DeadTerm(
+                f"the loss term {', '.join(sorted(dead))} has a weight but sends the student no gradient: mend the "
+                "variant, set the weight to 0, or declare it under the arm's dead_terms"
+            )
+    return first
