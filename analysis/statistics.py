@@ -18,6 +18,7 @@ Array = npt.NDArray[np.float64]
 ArmVerdict = Literal["better", "worse", "equivalent", "indistinguishable"]
 ClaimVerdict = Literal["replicates", "smaller", "not distinguishable from noise", "reversed", "inconclusive"]
 
+EQUIVALENCE_LEVEL = 0.90  # of the interval that must lie within the margin, as in two one-sided 5 % tests
 EXACT_UP_TO = 20  # differences in a sign-flip test: 2^20 sign patterns
 MANY = 1_000_000  # seeds: more than this is "no number" to whoever must train them
 
@@ -229,20 +230,6 @@ def sign_flip_p(values: npt.ArrayLike) -> float | None:
     return float(above.sum() + below.sum()) / 2.0**x.size
 
 
-def seeds_that_can_decide(comparisons: int, alpha: float = 0.05) -> int:
-    """The least number of paired seeds whose smallest sign-flip p, 2^(1-n), is at most alpha / comparisons.
-
-    Raises ValueError for fewer than 1 comparison or alpha outside (0, 1).
-    """
-    _require_share("alpha", alpha)
-    if comparisons < 1:
-        raise ValueError(f"comparisons must be at least 1, got {comparisons}")
-    n = 1
-    while 2.0 ** (1 - n) > alpha / comparisons:
-        n += 1
-    return n
-
-
 def arm_verdict(
     difference: Spread, p_adjusted: float | None, level: float, margin: float, alpha: float = 0.05
 ) -> ArmVerdict:
@@ -255,7 +242,7 @@ def arm_verdict(
     """
     if not margin >= 0:
         raise ValueError(f"margin must be 0 or more, got {margin:g}")
-    interval, inner = difference.interval(level), difference.interval(0.90)
+    interval, inner = difference.interval(level), difference.interval(EQUIVALENCE_LEVEL)
     if interval is None or inner is None:
         return "indistinguishable"
     decided = p_adjusted is not None and p_adjusted < alpha
@@ -294,22 +281,23 @@ def claim_verdict(published_gain: float, low: float | None, high: float | None) 
 
 
 def seeds_to_settle(difference: Difference, seeds: int, margin: float, level: float = 0.95) -> int | None:
-    """About how many seeds, `seeds` or more, bring the interval's half-width at `level` below max(|mean|, margin).
+    """About how many seeds, `seeds` or more, would settle a verdict of `indistinguishable`.
 
-    None if no number does, since the test rows alone are too few (or MANY seeds would not do), and where there is no
-    estimate (one unit, or mean and margin both 0). Seeds are added in proportion over winners and arms: k times the
+    A mean past the margin is settled once the interval at `level` leaves 0 out; one within it, once the 90 % interval
+    lies within the margin (`equivalent`): its half-width must fall below |mean|, or below margin - |mean|. None if no number does, since the test rows alone are too few (or MANY seeds would not do), and where there is no
+    estimate (one unit, or a mean just at the margin). Seeds are added in proportion over winners and arms: k times the
     seeds are k times the winners.
 
     An approximation, for a hint and never for a verdict: the mean stays as observed; the units' part of the variance
     falls as 1/k and its df grow as k; the rows' part (total - without_rows) stays, and counts as known exactly.
-    A mean below the margin may need more: `equivalent` asks for a half-width below margin - |mean|.
     Raises ValueError for fewer than 1 seed, a negative margin or a level outside (0, 1).
     """
     _require_share("level", level)
     if seeds < 1 or not margin >= 0:
         raise ValueError(f"seeds must be 1 or more and margin 0 or more, got {seeds} and {margin:g}")
     units = difference.without_rows
-    target = max(abs(difference.total.mean), margin)
+    size = abs(difference.total.mean)
+    target, level = (size, level) if size > margin else (margin - size, EQUIVALENCE_LEVEL)
     if units.n == 1 or target == 0:
         return None
     rows = max(difference.total.variance - units.variance, 0.0)
@@ -355,6 +343,9 @@ def _crossed(units: Spread, by_row: Array, v_interaction: float) -> Spread:
         return units
     v_rows = _variance_of_mean(by_row)
     variance = max(units.variance, units.variance + v_rows - v_interaction)
+    if variance == 0 and v_interaction > 0:
+        # Units that tie in their totals but not row by row are no evidence of certainty: METHOD's V would be 0.
+        return Spread(units.mean, v_interaction, units.df, units.n)
     if variance == 0:
         return units
     df = variance**2 / (units.variance**2 / units.df + v_rows**2 / (by_row.size - 1))

@@ -75,6 +75,7 @@ def train_to_end(
         nll = torch.nn.functional.cross_entropy(logits.cpu().movedim(-1, 1), labels, reduction="none")
         metrics[f"{split}_nll"] = nll.mean(dim=-1).tolist()
         predictions[split] = classes.numpy().astype("uint8")
+    metrics["parameters"] = [float(last.parameters)] * len(job.replicates)
     metrics["diverged"] = [float(last.diverged)] * len(job.replicates)
     if students is not None and not last.diverged:
         name = f"{job.purpose}-{job.arm}-{job.subsearch}-{job.fit}-{job.replicates[0]}.safetensors"

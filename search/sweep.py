@@ -143,7 +143,7 @@ def _ray(options: Options) -> Iterator[int]:
         logging.getLogger(name).setLevel(level)
     try:
         ray.init(
-            address=options.address,
+            address=options.address or "local",
             include_dashboard=False,
             log_to_driver=options.verbose,
             logging_level=level,

@@ -11,6 +11,7 @@ from trainables.audit import BATCH, FURTHER_BATCHES, DeadTerm, TermAudit, audit,
 from trainables.context import Context, EpochResult, TrialConfig
 from trainables.datasets import Scaling, refuse_overlap
 from trainables.losses import cross_entropy, is_finite
+from trainables.models.mlp import parameter_count
 from trainables.packing import Loss, Pack, shuffled_within_class
 from trainables.variants import VARIANTS, Outputs
 
@@ -52,7 +53,9 @@ def train(config: TrialConfig, context: Context) -> Iterator[EpochResult]:
         first = None
         if epoch in config.audit_at and not diverged:
             audited = _audit(pack, loss, config.dead_terms)
-        yield EpochResult(epoch, metrics, audited, diverged, pack.state, lambda x: pack.logits(scaled(x)))
+        yield EpochResult(
+            epoch, metrics, parameter_count(widths), audited, diverged, pack.state, lambda x: pack.logits(scaled(x))
+        )
         if diverged:
             return
 

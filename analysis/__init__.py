@@ -1,0 +1,1 @@
+"""What the ledger says: statistics, comparison, report. Nothing here trains or searches."""

@@ -1,0 +1,441 @@
+"""From a ledger to the answer: every arm's interval and verdict, every published claim's, and what they rest on.
+
+The rules are METHOD.md's: tuned arms are compared by the means of their sub-searches' winners, since tuning is random
+too; published configurations are paired by seed; test rows count as a sample in both. Families are corrected by Holm,
+and each verdict is read off the interval that the correction leaves.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.statistics import (
+    Difference,
+    Spread,
+    arm_verdict,
+    between_arms,
+    claim_verdict,
+    family_level,
+    holm,
+    over_seeds,
+    over_seeds_and_rows,
+    over_winners,
+    paired,
+    ratio,
+    seeds_to_settle,
+    sign_flip_p,
+)
+from search.ledger import ENSEMBLE, Ledger, RunRecord
+from search.selection import Winner, deployed, fair_limit, search_spend, select, within
+from spaces import A_A_CONTROL, BASELINE, Study, load_study
+
+Correct = NDArray[np.float64]
+Json = dict[str, Any]
+CONFIRMED = ("tuned", "as_published", "fixed")
+FLAG_SECONDS = 1.2  # an arm that costs more than this times the baseline's seconds is said to
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """One arm under the confirmation seeds: groups of (seeds, rows) correctness, one a winner, and the runs behind."""
+
+    runs: list[RunRecord]
+    groups: list[Correct]
+    seeds: list[int]
+
+    @property
+    def flat(self) -> Correct:
+        return np.concatenate(self.groups)
+
+
+def compare(run: Path) -> Json:
+    """The comparison of one run folder as JSON-like data: the contract is in DESIGN.md, keys beyond it are ours."""
+    with Ledger.open(run) as ledger:
+        return _Comparison(load_study(run / "study.yaml"), ledger).result()
+
+
+class _Comparison:
+    def __init__(self, study: Study, ledger: Ledger) -> None:
+        self.study, self.ledger = study, ledger
+        self.notes: list[str] = list(study.notes)
+        self.trials, self.epochs, self.ends = ledger.trials(), ledger.epochs(), ledger.ends()
+        self.chosen = select(study, ledger)
+        self.runs = ledger.runs()
+        self.labels = ledger.labels("test")
+        self.tuned = {arm: self._confirmed("tuned", arm) for arm in study.searched}
+        self.published = {arm: self._confirmed("as_published", arm) for arm in study.arms}
+        self.fixed = {arm: self._confirmed("fixed", arm) for arm in study.arms}
+
+    def result(self) -> Json:
+        budget, spent = self._budget(), search_spend(self.study, self.trials, self.epochs)
+        wanted = self.study.budget.search_seed_epochs
+        finished = ("confirmation", "end") in [(phase, event) for phase, event, _ in self.ledger.phases()]
+        complete = finished and min(spent.values()) >= wanted
+        limit = fair_limit(self.study, spent)
+        _, past = within(limit, self.trials, self.epochs)
+        if not complete:
+            self.notes.append(
+                f"not complete: the smallest arm has spent {min(spent.values())} of {wanted} seed-epochs of search"
+                + ("" if finished else ", and the confirmation has not finished")
+            )
+        differences = self._differences()
+        arms = [self._arm(arm, differences) for arm in self.study.arms]
+        return {
+            "study": self.study.name,
+            "metric": f"test_{self.study.metric}",
+            "baseline": BASELINE,
+            "complete": complete,
+            "budget_used": sum(b["seed_epochs"] for b in budget.values()),
+            "fair_budget": {"limit": limit, "per_arm": wanted, "spent_past_limit": past},
+            "margin": self._margin(differences),
+            "budget": budget,
+            "arms": arms,
+            "contrasts": self._contrasts(),
+            "published_claims": self._claims(),
+            "teacher": self._teacher(),
+            "looks_at_test": self.ledger.looks(),
+            "seconds": self._seconds(),
+            "notes": list(dict.fromkeys(self.notes)),
+        }
+
+    # What was confirmed.
+
+    def _confirmed(self, purpose: str, arm: str, split: str = "test", fit: str = "") -> Confirmed | None:
+        """The arm's runs of this purpose, those of the trials that are chosen now; None before the confirmation."""
+        labels = self.ledger.labels(split)
+        fit = fit or self.study.confirm_on
+        chosen = {key[1]: w.candidate.trial for key, w in self.chosen.items() if key[0] == arm}
+        groups: dict[int, list[RunRecord]] = defaultdict(list)
+        for run in self.runs:
+            if (run.purpose, run.arm, run.fit) == (purpose, arm, fit):
+                if purpose != "tuned" or chosen.get(run.subsearch) == run.trial:
+                    groups[run.subsearch].append(run)
+        if not groups or labels is None:
+            return None
+        ordered = [sorted(groups[g], key=lambda r: r.replicate) for g in sorted(groups)]
+        correct = [(self.ledger.predictions(runs, split) == labels).astype(float) for runs in ordered]
+        runs = [r for part in ordered for r in part]
+        return Confirmed(runs, correct, [r.replicate for r in runs])
+
+    def _differences(self, split: str = "test") -> dict[str, Difference]:
+        """Every arm, tuned or fixed, minus the tuned baseline."""
+        arms = {a: self._confirmed("tuned" if a in self.tuned else "fixed", a, split) for a in self.study.arms}
+        baseline = arms[BASELINE]
+        if baseline is None:
+            return {}
+        return {a: between_arms(c.groups, baseline.groups) for a, c in arms.items() if c is not None and a != BASELINE}
+
+    def _margin(self, differences: Mapping[str, Difference]) -> float:
+        """The study's margin, or what two searches of the baseline differ by if that is larger."""
+        again = differences.get(A_A_CONTROL)
+        return max(self.study.margin, abs(again.total.mean)) if again else self.study.margin
+
+    # The arms.
+
+    def _arm(self, arm: str, differences: Mapping[str, Difference]) -> Json:
+        definition = self.study.arms[arm]
+        result: Json = {
+            "arm": arm,
+            "kind": definition.kind,
+            "published": definition.published.value if definition.published else None,
+            "as_published": self._configuration(self.published[arm], definition.published and definition.published.config),
+            "tuned": self._tuned(arm) if definition.kind == "searched" else None,
+            "delta_vs_baseline": None,
+            "verdict": None,
+            "seeds_to_settle": None,
+        }
+        if definition.kind == "fixed":
+            result["fixed"] = self._configuration(self.fixed[arm], definition.default)
+        if definition.published is None:
+            self.notes.append(f"{arm}: the source reports no number for it, so as_published is null")
+        if arm in differences:
+            result |= self._judged(arm, differences)
+        elif arm != BASELINE:
+            self.notes.append(f"{arm}: not confirmed yet, so it has no difference and no verdict")
+        return result
+
+    def _judged(self, arm: str, differences: Mapping[str, Difference]) -> Json:
+        """Difference from the baseline, corrected inside the family of candidates; the A/A control is in no family."""
+        family = [a for a in self.study.candidates if a in differences]
+        adjusted = dict(zip(family, holm([differences[a].total.p_value() for a in family]), strict=True))
+        difference, margin = differences[arm], self._margin(differences)
+        p = difference.total.p_value()
+        in_family = arm in family
+        p_adjusted = adjusted[arm] if in_family else p
+        level = family_level(p, p_adjusted, len(family)) if in_family else 0.95
+        if not in_family:
+            margin = self.study.margin
+        verdict = arm_verdict(difference.total, p_adjusted, level, margin)
+        settle = None
+        if verdict == "indistinguishable":
+            settle = seeds_to_settle(difference, self.study.budget.confirm_seeds, margin, level)
+        population = self._population(arm)
+        return {
+            "delta_vs_baseline": {
+                "mean": difference.total.mean,
+                "ci95": _pair(difference.total.interval()),
+                "ci95_seeds": _pair(difference.without_rows.interval()),
+                "ci95_family": _pair(difference.total.interval(level)),
+                "p_value": p,
+                "p_adjusted": p_adjusted,
+            },
+            "population_delta": population,
+            "verdict": verdict,
+            "seeds_to_settle": settle,
+        }
+
+    def _population(self, arm: str) -> Json | None:
+        """The same difference on fresh rows of a generated population, where there are any."""
+        if self.ledger.labels("population") is None:
+            return None
+        difference = self._population_differences().get(arm)
+        if difference is None:
+            return None
+        return {"mean": difference.total.mean, "ci95": _pair(difference.total.interval())}
+
+    def _population_differences(self) -> dict[str, Difference]:
+        if not hasattr(self, "_on_population"):
+            self._on_population = self._differences("population")
+        return self._on_population
+
+    def _configuration(self, confirmed: Confirmed | None, config: Mapping[str, Any] | None) -> Json | None:
+        """One given configuration under the confirmation seeds."""
+        if config is None:
+            return None
+        if confirmed is None:
+            return {"mean": None, "ci95": None, "ci95_seeds": None, "n": 0, "config": dict(config)}
+        whole, seeds = over_seeds_and_rows(confirmed.flat), over_seeds(confirmed.flat.mean(axis=1))
+        return {
+            "mean": whole.mean,
+            "ci95": _pair(whole.interval()),
+            "ci95_seeds": _pair(seeds.interval()),
+            "one_seed95": _one_seed(seeds),
+            "n": len(confirmed.runs),
+            "config": dict(config),
+            "population": self._mean_of(confirmed.runs, f"population_{self.study.metric}"),
+        }
+
+    def _tuned(self, arm: str) -> Json | None:
+        if not any(key[0] == arm for key in self.chosen):
+            self.notes.append(f"{arm}: no trial has reached a rung within the fair budget, so tuned is null")
+            return None
+        winner, confirmed = deployed(self.chosen, arm), self.tuned[arm]
+        config = winner.candidate.config
+        edges = [n for n, d in self.study.arms[arm].space.items() if d.at_edge(config[n])]
+        own = [self.chosen[key] for key in sorted(self.chosen) if key[0] == arm]
+        result: Json = {
+            "mean": None,
+            "ci95": None,
+            "ci95_seeds": None,
+            "n": 0,
+            "config": config,
+            "trial": winner.candidate.trial,
+            "at_edge": edges,
+            "winners": [{"trial": w.candidate.trial, "config": w.candidate.config} for w in own],
+            "search_value": sum(w.candidate.score for w in own) / len(own),
+            "val_mean": None,
+            "optimism": None,
+            "refit_gain": None,
+        }
+        if edges:
+            self.notes.append(f"{arm}: tuned value at the edge of its range: {', '.join(edges)}; consider a wider one")
+        if confirmed is None:
+            return result
+        whole, seeds = over_winners(confirmed.groups), over_seeds(confirmed.flat.mean(axis=1))
+        result |= {
+            "mean": whole.mean,
+            "ci95": _pair(whole.interval()),
+            "ci95_seeds": _pair(seeds.interval()),
+            "n": len(confirmed.runs),
+            "winner_means": [float(g.mean()) for g in confirmed.groups],
+            "population": self._mean_of(confirmed.runs, f"population_{self.study.metric}"),
+        }
+        return result | self._optimism(arm, result["search_value"], whole.mean, own)
+
+    def _optimism(self, arm: str, search_value: float, refitted: float, own: Sequence[Winner]) -> Json:
+        """What the search believed against the same configurations under fresh seeds, all trained on train alone."""
+        on_train = self._confirmed("tuned", arm, fit="train")
+        if on_train is None:
+            return {}
+        val_mean = self._mean_of(on_train.runs, self.study.val_metric)
+        return {
+            "val_mean": val_mean,
+            "optimism": None if val_mean is None else search_value - val_mean,
+            "refit_gain": None if self.study.confirm_on == "train" else refitted - over_winners(on_train.groups).mean,
+        }
+
+    @staticmethod
+    def _mean_of(runs: Sequence[RunRecord], metric: str) -> float | None:
+        values = [r.metrics[metric] for r in runs if r.metrics.get(metric) is not None]
+        return float(np.mean(values)) if values else None
+
+    # Claims, contrasts, teachers.
+
+    def _claims(self) -> list[Json]:
+        measured: list[Difference | None] = []
+        for claim in self.study.claims:
+            a, b = self.published[claim.better], self.published[claim.worse]
+            ready = a is not None and b is not None and a.seeds == b.seeds
+            measured.append(paired(a.flat, b.flat) if ready and a is not None and b is not None else None)
+        p = [None if d is None else d.total.p_value() for d in measured]
+        adjusted = holm(p)
+        results = []
+        for claim, difference, raw, corrected in zip(self.study.claims, measured, p, adjusted, strict=True):
+            level = family_level(raw, corrected, max(1, len(p)))
+            interval = None if difference is None else difference.total.interval(level)
+            low, high = interval or (None, None)
+            verdict: str | None = None if difference is None else claim_verdict(claim.gain, low, high)
+            if claim.not_comparable:
+                verdict = f"not comparable ({claim.not_comparable})"
+            results.append(
+                {
+                    "claim": f"{claim.better} > {claim.worse} by {100 * claim.gain:.3g} points",
+                    "source": claim.source,
+                    "published": claim.gain,
+                    "measured": None if difference is None else difference.total.mean,
+                    "ci95": _pair(interval),
+                    "ci95_seeds": None if difference is None else _pair(difference.without_rows.interval(level)),
+                    "p_adjusted": corrected,
+                    "sign_flip_p": None if difference is None else self._sign_flip(claim.better, claim.worse),
+                    "population": self._claim_on_population(claim.better, claim.worse),
+                    "verdict": verdict,
+                }
+            )
+        return results
+
+    def _sign_flip(self, better: str, worse: str) -> float | None:
+        a, b = self.published[better], self.published[worse]
+        return None if a is None or b is None else sign_flip_p(a.flat.mean(axis=1) - b.flat.mean(axis=1))
+
+    def _claim_on_population(self, better: str, worse: str) -> Json | None:
+        a, b = (self._confirmed("as_published", arm, "population") for arm in (better, worse))
+        if a is None or b is None or a.seeds != b.seeds:
+            return None
+        difference = paired(a.flat, b.flat)
+        return {"mean": difference.total.mean, "ci95": _pair(difference.total.interval())}
+
+    def _contrasts(self) -> list[Json]:
+        """Questions of their own, in a family of their own."""
+        differences: list[Difference | None] = []
+        for a, b, _ in self.study.contrasts:
+            one, other = self.tuned.get(a) or self.fixed.get(a), self.tuned.get(b) or self.fixed.get(b)
+            differences.append(between_arms(one.groups, other.groups) if one and other else None)
+        p = [None if d is None else d.total.p_value() for d in differences]
+        adjusted = holm(p)
+        results = []
+        for (a, b, question), d, raw, corrected in zip(self.study.contrasts, differences, p, adjusted, strict=True):
+            level = family_level(raw, corrected, max(1, len(p)))
+            results.append(
+                {
+                    "contrast": f"{a} - {b}",
+                    "question": question,
+                    "mean": None if d is None else d.total.mean,
+                    "ci95": None if d is None else _pair(d.total.interval()),
+                    "p_value": raw,
+                    "p_adjusted": corrected,
+                    "answer": None if d is None else arm_verdict(d.total, corrected, level, self.study.margin),
+                }
+            )
+        return results
+
+    def _teacher(self) -> Json | None:
+        """The article's derived figures: members, ensemble, parameters, and the share of its edge that a student has."""
+        predicted = self.ledger.teacher_predictions(self.study.confirm_on, "test")
+        if not predicted or self.labels is None:
+            return None
+        correct = {key: (classes == self.labels).astype(float) for key, classes in predicted.items()}
+        sets = sorted({k for k, _ in correct})
+        ensembles = np.stack([correct[k, ENSEMBLE] for k in sets])
+        members = [float(c.mean()) for (_, m), c in correct.items() if m != ENSEMBLE]
+        whole = over_seeds_and_rows(ensembles)
+        teacher_parameters = next((t["parameters"] for t in self.ledger.teachers()), None)
+        student = next((r.metrics["parameters"] for r in self.runs if r.metrics.get("parameters")), None)
+        population = self.ledger.teacher_predictions(self.study.confirm_on, "population")
+        fresh = self.ledger.labels("population")
+        return {
+            "published": self.study.published_teacher,
+            "ensemble": {"mean": whole.mean, "ci95": _pair(whole.interval()), "n": len(sets)},
+            "ensemble_population": float(np.mean([(c == fresh).mean() for (_, m), c in population.items() if m == ENSEMBLE]))
+            if population and fresh is not None
+            else None,
+            "members": {"mean": float(np.mean(members)), "min": min(members), "max": max(members), "n": len(members)},
+            "teacher_parameters": teacher_parameters,
+            "student_parameters": int(student) if student else None,
+            "compression": teacher_parameters / student if teacher_parameters and student else None,
+            "edge_recovered": self._edge(ensembles.mean(axis=1)),
+        }
+
+    def _edge(self, ensembles: NDArray[np.float64]) -> Json | None:
+        """(kd - baseline) / (ensemble - baseline) of the published configurations, paired by seed and teacher set."""
+        kd, base = self.published.get("kd"), self.published[BASELINE]
+        if kd is None or base is None or kd.seeds != base.seeds:
+            return None
+        teacher = ensembles[[seed % len(ensembles) for seed in kd.seeds]]
+        baseline = base.flat.mean(axis=1)
+        share = ratio(kd.flat.mean(axis=1) - baseline, teacher - baseline)
+        claims = {a: d.published.value for a, d in self.study.arms.items() if d.published}
+        published = None
+        if self.study.published_teacher and {"kd", BASELINE} <= claims.keys():
+            published = (claims["kd"] - claims[BASELINE]) / (self.study.published_teacher - claims[BASELINE])
+        return {
+            "published": published,
+            "measured": share.value,
+            "ci95_seeds": _pair((share.low, share.high) if share.low is not None and share.high is not None else None),
+            "reason": share.reason,
+        }
+
+    # What it cost.
+
+    def _budget(self) -> dict[str, Json]:
+        arm_of = {t.trial: t.arm for t in self.trials}
+        result = {a: {"seed_epochs": 0, "trials": 0, "seconds": 0.0, "ended": {}} for a in self.study.searched}
+        for trial in self.trials:
+            result[trial.arm]["trials"] += 1
+            how = self.ends[trial.trial].how if trial.trial in self.ends else "unfinished"
+            result[trial.arm]["ended"][how] = result[trial.arm]["ended"].get(how, 0) + 1
+        for row in self.epochs:
+            result[arm_of[row.trial]]["seed_epochs"] += row.seeds
+            result[arm_of[row.trial]]["seconds"] += row.seconds
+        for run in self.runs:
+            if run.purpose == "reevaluation":
+                result[run.arm]["seed_epochs"] += run.epochs
+                result[run.arm]["seconds"] += run.seconds
+        cost = {a: b["seconds"] / b["seed_epochs"] for a, b in result.items() if b["seed_epochs"]}
+        for arm, seconds in cost.items():
+            if BASELINE in cost and seconds > FLAG_SECONDS * cost[BASELINE]:
+                self.notes.append(
+                    f"{arm}: a seed-epoch costs {seconds / cost[BASELINE]:.2f} times the baseline's seconds "
+                    "(batch sizes differ too)"
+                )
+        return result
+
+    def _seconds(self) -> Json:
+        """Wall seconds of each phase, over all lives of the sweep, and what the teachers cost when they were built."""
+        open_at: dict[str, float] = {}
+        total: dict[str, float] = defaultdict(float)
+        for phase, event, at in self.ledger.phases():
+            if event == "begin":
+                open_at[phase] = at
+            elif event == "end" and phase in open_at:
+                total[phase] += at - open_at.pop(phase)
+        return {**total, "teachers": sum(t["seconds"] for t in self.ledger.teachers())}
+
+
+def _pair(interval: tuple[float, float] | None) -> list[float] | None:
+    return None if interval is None else [float(interval[0]), float(interval[1])]
+
+
+def _one_seed(seeds: Spread) -> list[float] | None:
+    """Where one more seed on these test rows would lie: mean ± t s sqrt(1 + 1/n); a published single run should."""
+    interval = seeds.interval()
+    if interval is None:
+        return None
+    widen = math.sqrt(seeds.n + 1)
+    half = (interval[1] - interval[0]) / 2 * widen
+    return [seeds.mean - half, seeds.mean + half]
