@@ -86,6 +86,9 @@ class _Comparison:
             )
         differences = self._differences()
         arms = [self._arm(arm, differences) for arm in self.study.arms]
+        silent = [name for name, arm in self.study.arms.items() if arm.published is None]
+        if silent:
+            self.notes.append(f"as_published is null where the source reports no number: {', '.join(silent)}")
         return {
             "study": self.study.name,
             "metric": f"test_{self.study.metric}",
@@ -95,6 +98,7 @@ class _Comparison:
             "fair_budget": {"limit": limit, "per_arm": wanted, "spent_past_limit": past},
             "margin": self._margin(differences),
             "budget": budget,
+            "confirmation": self._confirmation_cost(),
             "arms": arms,
             "contrasts": self._contrasts(),
             "published_claims": self._claims(),
@@ -113,9 +117,9 @@ class _Comparison:
         chosen = {key[1]: w.candidate.trial for key, w in self.chosen.items() if key[0] == arm}
         groups: dict[int, list[RunRecord]] = defaultdict(list)
         for run in self.runs:
-            if (run.purpose, run.arm, run.fit) == (purpose, arm, fit):
-                if purpose != "tuned" or chosen.get(run.subsearch) == run.trial:
-                    groups[run.subsearch].append(run)
+            wanted = (run.purpose, run.arm, run.fit) == (purpose, arm, fit)
+            if wanted and (purpose != "tuned" or chosen.get(run.subsearch) == run.trial):
+                groups[run.subsearch].append(run)
         if not groups or labels is None:
             return None
         ordered = [sorted(groups[g], key=lambda r: r.replicate) for g in sorted(groups)]
@@ -144,7 +148,9 @@ class _Comparison:
             "arm": arm,
             "kind": definition.kind,
             "published": definition.published.value if definition.published else None,
-            "as_published": self._configuration(self.published[arm], definition.published and definition.published.config),
+            "as_published": self._configuration(
+                self.published[arm], definition.published.config if definition.published else None
+            ),
             "tuned": self._tuned(arm) if definition.kind == "searched" else None,
             "delta_vs_baseline": None,
             "verdict": None,
@@ -152,8 +158,6 @@ class _Comparison:
         }
         if definition.kind == "fixed":
             result["fixed"] = self._configuration(self.fixed[arm], definition.default)
-        if definition.published is None:
-            self.notes.append(f"{arm}: the source reports no number for it, so as_published is null")
         if arm in differences:
             result |= self._judged(arm, differences)
         elif arm != BASELINE:
@@ -345,7 +349,7 @@ class _Comparison:
         return results
 
     def _teacher(self) -> Json | None:
-        """The article's derived figures: members, ensemble, parameters, and the share of its edge that a student has."""
+        """The article's derived figures: members, ensemble, parameters, and the share of its edge recovered."""
         predicted = self.ledger.teacher_predictions(self.study.confirm_on, "test")
         if not predicted or self.labels is None:
             return None
@@ -358,12 +362,13 @@ class _Comparison:
         student = next((r.metrics["parameters"] for r in self.runs if r.metrics.get("parameters")), None)
         population = self.ledger.teacher_predictions(self.study.confirm_on, "population")
         fresh = self.ledger.labels("population")
+        on_fresh = None
+        if population and fresh is not None:
+            on_fresh = float(np.mean([(c == fresh).mean() for (_, m), c in population.items() if m == ENSEMBLE]))
         return {
             "published": self.study.published_teacher,
             "ensemble": {"mean": whole.mean, "ci95": _pair(whole.interval()), "n": len(sets)},
-            "ensemble_population": float(np.mean([(c == fresh).mean() for (_, m), c in population.items() if m == ENSEMBLE]))
-            if population and fresh is not None
-            else None,
+            "ensemble_population": on_fresh,
             "members": {"mean": float(np.mean(members)), "min": min(members), "max": max(members), "n": len(members)},
             "teacher_parameters": teacher_parameters,
             "student_parameters": int(student) if student else None,
@@ -394,7 +399,9 @@ class _Comparison:
 
     def _budget(self) -> dict[str, Json]:
         arm_of = {t.trial: t.arm for t in self.trials}
-        result = {a: {"seed_epochs": 0, "trials": 0, "seconds": 0.0, "ended": {}} for a in self.study.searched}
+        result: dict[str, Json] = {
+            a: {"seed_epochs": 0, "trials": 0, "seconds": 0.0, "ended": {}} for a in self.study.searched
+        }
         for trial in self.trials:
             result[trial.arm]["trials"] += 1
             how = self.ends[trial.trial].how if trial.trial in self.ends else "unfinished"
@@ -414,6 +421,10 @@ class _Comparison:
                     "(batch sizes differ too)"
                 )
         return result
+
+    def _confirmation_cost(self) -> Json:
+        runs = [run for run in self.runs if run.purpose in CONFIRMED]
+        return {"seed_epochs": sum(r.epochs for r in runs), "seconds": sum(r.seconds for r in runs)}
 
     def _seconds(self) -> Json:
         """Wall seconds of each phase, over all lives of the sweep, and what the teachers cost when they were built."""

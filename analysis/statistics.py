@@ -284,7 +284,8 @@ def seeds_to_settle(difference: Difference, seeds: int, margin: float, level: fl
     """About how many seeds, `seeds` or more, would settle a verdict of `indistinguishable`.
 
     A mean past the margin is settled once the interval at `level` leaves 0 out; one within it, once the 90 % interval
-    lies within the margin (`equivalent`): its half-width must fall below |mean|, or below margin - |mean|. None if no number does, since the test rows alone are too few (or MANY seeds would not do), and where there is no
+    lies within the margin (`equivalent`): its half-width must fall below |mean|, or below margin - |mean|.
+    None if no number does, since the test rows alone are too few (or MANY seeds would not do), and where there is no
     estimate (one unit, or a mean just at the margin). Seeds are added in proportion over winners and arms: k times the
     seeds are k times the winners.
 

@@ -6,6 +6,7 @@ not done again, so that this can be interrupted anywhere.
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,9 @@ from safetensors.torch import save
 
 from search import prepare
 from search.ledger import ENSEMBLE, Ledger
+from search.payload import TRAIN, Payload, load_trainable, trial_config
 from search.prepare import Prepared
 from search.progress import Progress
-from search.runner import Payload, load_trainable, trial_config
 from search.selection import candidates, fair_limit, search_spend, select, within
 from search.state import PER_SUBSEARCH, arm_offset
 from spaces import Study
@@ -46,9 +47,7 @@ class Job:
 
 
 @ray.remote
-def train_to_end(
-    job: Job, payload: Payload, dataset: Dataset | None, students: str | None
-) -> list[dict[str, Any]]:
+def train_to_end(job: Job, payload: Payload, dataset: Dataset | None, students: str | None) -> list[dict[str, Any]]:
     """For each seed of the pack: its metrics and predicted classes, after `max_epochs` and with nothing selected.
 
     dataset: with test rows, or None where they are not to be read. students: folder to keep the trained weights in.
@@ -58,10 +57,8 @@ def train_to_end(
     torch.set_num_threads(1)
     study, began = payload.study, time.monotonic()
     arm = study.arms[job.arm]
-    last = None
-    for last in load_trainable(study)(trial_config(arm, job.config, job.replicates, study), payload.context()):
-        pass
-    assert last is not None
+    config = trial_config(arm, job.config, job.replicates, study)
+    (last,) = deque(load_trainable(study)(config, payload.context()), maxlen=1)
     if last.diverged and len(job.replicates) > 1:  # one seed's divergence must not cost the others theirs
         alone = [Job(**{**vars(job), "replicates": (r,)}) for r in job.replicates]
         return [row for one in alone for row in train_to_end._function(one, payload, dataset, students)]
@@ -78,8 +75,8 @@ def train_to_end(
     metrics["parameters"] = [float(last.parameters)] * len(job.replicates)
     metrics["diverged"] = [float(last.diverged)] * len(job.replicates)
     if students is not None and not last.diverged:
-        name = f"{job.purpose}-{job.arm}-{job.subsearch}-{job.fit}-{job.replicates[0]}.safetensors"
-        write_atomically(Path(students) / name, save({k: v.contiguous().cpu() for k, v in last.state().items()}))
+        weights = {k: v.contiguous().cpu() for k, v in last.state().items() if not k.startswith("optimiser.")}
+        write_atomically(Path(students) / f"{pack_name(job, job.replicates[0])}.safetensors", save(weights))
     seconds = (time.monotonic() - began) / len(job.replicates)
     return [
         {
@@ -92,6 +89,11 @@ def train_to_end(
     ]
 
 
+def pack_name(job: Any, first_replicate: int) -> str:
+    """The file name under `models/` of a pack's weights; `job` may be a Job or a RunRecord."""
+    return f"{job.purpose}-{job.arm}-{job.subsearch}-{job.fit}-{first_replicate}"
+
+
 def reevaluation_jobs(study: Study, ledger: Ledger) -> list[Job]:
     """The best few trials of every sub-search, under fresh seeds, on validation."""
     top, seeds = study.budget.reevaluation
@@ -102,7 +104,7 @@ def reevaluation_jobs(study: Study, ledger: Ledger) -> list[Job]:
         first = REEVALUATION + arm_offset(arm) + g * PER_SUBSEARCH
         for c in ranked[:top]:
             replicates = tuple(range(first, first + seeds))
-            jobs.append(Job("reevaluation", arm, g, prepare.TRAIN, c.trial, c.config, replicates, judge=False))
+            jobs.append(Job("reevaluation", arm, g, TRAIN, c.trial, c.config, replicates, judge=False))
     return jobs if seeds else []
 
 
@@ -113,7 +115,7 @@ def confirmation_jobs(study: Study, ledger: Ledger) -> list[Job]:
     for (arm, g), winner in sorted(select(study, ledger).items()):
         first = CONFIRMATION + arm_offset(arm) + g * PER_SUBSEARCH
         chosen = winner.candidate
-        for fit in dict.fromkeys((study.confirm_on, prepare.TRAIN)):
+        for fit in dict.fromkeys((study.confirm_on, TRAIN)):
             replicates = tuple(range(first, first + share))
             jobs.append(Job("tuned", arm, g, fit, chosen.trial, chosen.config, replicates, judge=True))
     for arm, definition in study.arms.items():
@@ -125,19 +127,25 @@ def confirmation_jobs(study: Study, ledger: Ledger) -> list[Job]:
         for purpose, config in configs.items():
             for pack in range(packs):
                 replicates = tuple(range(first + pack * total // packs, first + (pack + 1) * total // packs))
-                jobs.append(
-                    Job(purpose, arm, ALL_SUBSEARCHES, study.confirm_on, "", config, replicates, judge=True)
-                )
+                jobs.append(Job(purpose, arm, ALL_SUBSEARCHES, study.confirm_on, "", config, replicates, judge=True))
     return jobs
 
 
-def reevaluate(study: Study, ledger: Ledger, prepared: Prepared, options: Mapping[str, Any], progress: Progress) -> None:
+def reevaluate(
+    study: Study, ledger: Ledger, prepared: Prepared, options: Mapping[str, Any], progress: Progress
+) -> None:
     jobs = _unfinished(reevaluation_jobs(study, ledger), ledger)
     _run(jobs, study, ledger, prepared, options, None, progress.phase("re-evaluation", len(jobs)))
 
 
 def confirm(
-    study: Study, ledger: Ledger, prepared: Prepared, seed: int, options: Mapping[str, Any], run: Path, progress: Progress
+    study: Study,
+    ledger: Ledger,
+    prepared: Prepared,
+    seed: int,
+    options: Mapping[str, Any],
+    run: Path,
+    progress: Progress,
 ) -> None:
     """Open the test split, judge the teachers on it, and train and judge every configuration that goes to it."""
     labels = ray.get(prepare.judged_labels.remote(prepared.dataset))

@@ -224,9 +224,7 @@ class Ledger:
         row = (fit, teacher_set, artefact, seconds, parameters)
         self._db.execute("INSERT OR IGNORE INTO teachers VALUES (?, ?, ?, ?, ?)", row)
 
-    def teacher_predicts(
-        self, fit: str, teacher_set: int, member: int, split: str, classes: NDArray[np.uint8]
-    ) -> None:
+    def teacher_predicts(self, fit: str, teacher_set: int, member: int, split: str, classes: NDArray[np.uint8]) -> None:
         row = (fit, teacher_set, member, split, _packed(classes))
         self._db.execute("INSERT OR IGNORE INTO teacher_predictions VALUES (?, ?, ?, ?, ?)", row)
 
@@ -249,7 +247,10 @@ class Ledger:
         rows = self._db.execute(
             "SELECT seq, trial, epoch, seeds, seconds, score, se, nll, metrics FROM epochs ORDER BY seq"
         )
-        return [EpochRecord(*row[:5], *(_nan(v) for v in row[5:8]), json.loads(row[8])) for row in rows]
+        return [
+            EpochRecord(seq, trial, epoch, seeds, seconds, _nan(score), _nan(se), _nan(nll), json.loads(metrics))
+            for seq, trial, epoch, seeds, seconds, score, se, nll, metrics in rows
+        ]
 
     def ends(self) -> dict[str, EndRecord]:
         return {r[0]: EndRecord(*r) for r in self._db.execute("SELECT trial, how, epoch, message FROM ends")}
@@ -257,7 +258,12 @@ class Ledger:
     def runs(self, purpose: str | None = None) -> list[RunRecord]:
         sql = "SELECT rowid, purpose, arm, subsearch, fit, replicate, trial, config, epochs, seconds, metrics FROM runs"
         rows = self._db.execute(f"{sql} WHERE ?1 IS NULL OR purpose = ?1 ORDER BY rowid", (purpose,))
-        return [RunRecord(*row[:7], json.loads(row[7]), row[8], row[9], json.loads(row[10])) for row in rows]
+        return [
+            RunRecord(
+                row, purpose, arm, g, fit, replicate, trial, json.loads(config), epochs, seconds, json.loads(metrics)
+            )
+            for row, purpose, arm, g, fit, replicate, trial, config, epochs, seconds, metrics in rows
+        ]
 
     def predictions(self, runs: Sequence[RunRecord], split: str) -> NDArray[np.uint8]:
         """(runs, rows) predicted classes."""
@@ -276,7 +282,9 @@ class Ledger:
 
     def teachers(self) -> list[dict[str, Any]]:
         rows = self._db.execute("SELECT fit, teacher_set, artefact, seconds, parameters FROM teachers")
-        return [dict(zip(("fit", "teacher_set", "artefact", "seconds", "parameters"), row, strict=True)) for row in rows]
+        return [
+            dict(zip(("fit", "teacher_set", "artefact", "seconds", "parameters"), row, strict=True)) for row in rows
+        ]
 
     def teacher_predictions(self, fit: str, split: str) -> dict[tuple[int, int], NDArray[np.uint8]]:
         """{(teacher set, member): (rows,) predicted classes}; member ENSEMBLE is the whole."""

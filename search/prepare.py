@@ -9,14 +9,11 @@ from typing import Any
 import numpy as np
 import ray
 
-from search.runner import Payload, load_trainable, trial_config
+from search.payload import TRAIN, Payload, build_teacher, load_trainable, trial_config
 from spaces import Study
 from trainables.context import TeacherOutputs
-from trainables.datasets import Dataset, Rows, load, refuse_overlap
-from trainables.streams import SEARCH, Streams
-from trainables.teachers import ensemble
-
-TRAIN = "train"
+from trainables.datasets import Dataset, Rows, load
+from trainables.streams import SEARCH
 
 
 @dataclass(frozen=True)
@@ -44,15 +41,11 @@ def load_dataset(study: Study) -> Dataset:
 
 
 @ray.remote(num_returns=2)
-def build_teacher(
+def label_rows(
     study: Study, seed: int, dataset: Dataset, fit: str, teacher_set: int
 ) -> tuple[TeacherOutputs, TeacherBuilt]:
     """Teacher set number `teacher_set` on the rows `fit`, from the cache or trained now; refused if it saw others."""
-    teacher = _teacher(study, seed, dataset, fit, teacher_set)
-    if fit == TRAIN:
-        refuse_overlap("the teacher", teacher.fitted_on, "validation", dataset.validation)
-    assert dataset.test is not None
-    refuse_overlap("the teacher", teacher.fitted_on, "test", dataset.test)
+    teacher = build_teacher(study, seed, dataset, fit, teacher_set)
     outputs = TeacherOutputs(teacher.logits(dataset.fit_rows(fit).x).numpy(), teacher.fitted_on)
     artefact = teacher.artefact
     return outputs, TeacherBuilt(fit, teacher_set, artefact.key, artefact.about["seconds"], teacher.parameters)
@@ -79,7 +72,7 @@ def judge_teacher(
     study: Study, seed: int, dataset: Dataset, fit: str, teacher_set: int
 ) -> dict[tuple[int, str], np.ndarray[Any, np.dtype[np.uint8]]]:
     """Predicted classes on the test rows, by (member, split); member -1 is the ensemble. Confirmation only."""
-    teacher = _teacher(study, seed, dataset, fit, teacher_set)
+    teacher = build_teacher(study, seed, dataset, fit, teacher_set)
     predicted = {}
     for split, rows in judged_rows(dataset).items():
         members = teacher.member_logits(rows.x)
@@ -100,17 +93,3 @@ def judged_labels(dataset: Dataset) -> dict[str, np.ndarray[Any, np.dtype[np.uin
 def judged_rows(dataset: Dataset) -> dict[str, Rows]:
     assert dataset.test is not None
     return {"test": dataset.test} | ({"population": dataset.population} if dataset.population else {})
-
-
-def teacher_sets(study: Study) -> list[tuple[str, int]]:
-    """(fit, set) of every teacher that a sweep needs: one to search with, `confirm_teachers` to confirm with."""
-    wanted = [(TRAIN, 0), *((study.confirm_on, k) for k in range(study.confirm_teachers))]
-    return list(dict.fromkeys(wanted))
-
-
-def _teacher(study: Study, seed: int, dataset: Dataset, fit: str, teacher_set: int) -> ensemble.Ensemble:
-    import torch
-
-    torch.set_num_threads(1)
-    streams = Streams(study.name, seed)
-    return ensemble.build(asdict(study.teacher), dataset.fit_rows(fit), dataset.classes, teacher_set, streams)

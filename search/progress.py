@@ -81,13 +81,17 @@ class Progress:
 
     def _table(self, state: "SearchState", now: float) -> Table:
         rate, left = self._rate(state, now)
-        table = Table(caption=f"{rate:.0f} seed-epochs/s, about {_clock(left)} left", title=f"search: {state.study.name}")
+        table = Table(
+            caption=f"{rate:.0f} seed-epochs/s, about {_clock(left)} left", title=f"search: {state.study.name}"
+        )
         for heading in ("arm", "trials", "running", "seed-epochs", "best so far", "at epoch"):
             table.add_column(heading, justify="left" if heading == "arm" else "right")
         for arm, s in state.standing.items():
             running = sum(live.record.arm == arm for live in state.live.values())
             spent = f"{s.spent} of {state.budget.search_seed_epochs}"
-            table.add_row(arm, str(s.asked), str(running), spent, _best(s.best_score, s.best_se), str(s.best_rung or "-"))
+            table.add_row(
+                arm, str(s.asked), str(running), spent, _best(s.best_score, s.best_se), str(s.best_rung or "-")
+            )
         return table
 
     def _line(self, state: "SearchState", now: float) -> str:

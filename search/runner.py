@@ -5,15 +5,13 @@ A checkpoint is written when more than 30 s of training are unsaved, and on a st
 """
 
 import contextlib
-import importlib
-import importlib.util
 import json
 import logging
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,43 +19,14 @@ from ray import tune
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from spaces import Arm, Study
+from search.payload import Payload, load_trainable, trial_config
 from trainables.artefacts import write_atomically
-from trainables.context import Context, EpochResult, TeacherOutputs, TrialConfig
-from trainables.datasets import Rows
-from trainables.streams import Streams
+from trainables.context import EpochResult
 
 logger = logging.getLogger(__name__)
 REPORT_EVERY_S = 15.0
 SAVE_AFTER_S = 30.0
 UNSAVED_S = 1.0  # on a stop, less training than this is cheaper to repeat than to store
-FAMILIES = {"mlp": "trainables.mlp:train"}
-Trainable = Callable[[TrialConfig, Context], Iterator[EpochResult]]
-
-
-@dataclass(frozen=True)
-class Payload:
-    """What all trials of a phase share: rows, teachers and the study. It holds no test rows."""
-
-    study: Study
-    seed: int
-    fit: Rows
-    validation: Rows | None
-    classes: int
-    teachers: tuple[TeacherOutputs, ...]
-
-    def context(self, resume_epoch: int = 0, resume: Mapping[str, Any] | None = None) -> Context:
-        return Context(
-            fit=self.fit,
-            validation=self.validation,
-            classes=self.classes,
-            student=asdict(self.study.student),
-            teachers=self.teachers,
-            streams=Streams(self.study.name, self.seed),
-            device=device(),
-            resume_epoch=resume_epoch,
-            resume=resume or {},
-        )
 
 
 def run_trial(config: dict[str, Any], shared: list[Any], checkpoints: str) -> None:
@@ -94,18 +63,6 @@ def run_trial(config: dict[str, Any], shared: list[Any], checkpoints: str) -> No
             rows, reported, began = [], time.monotonic(), time.monotonic()
 
 
-def trial_config(arm: Arm, hp: Mapping[str, Any], replicates: Any, study: Study, epochs: int = 0) -> TrialConfig:
-    return TrialConfig(
-        variant=arm.variant,
-        hp=hp,
-        replicates=tuple(replicates),
-        epochs=epochs or study.budget.max_epochs,
-        teacher_rows=arm.teacher_rows,
-        audit_at=study.budget.rungs,
-        dead_terms=arm.dead_terms,
-    )
-
-
 def as_row(result: EpochResult, metric: str, seeds: int, seconds: float) -> dict[str, Any]:
     """One epoch as the ledger keeps it: the mean over the pack, its standard error, and every seed's value."""
     score, nll = result.metrics.get(metric, []), result.metrics.get("val_nll", [])
@@ -123,30 +80,6 @@ def as_row(result: EpochResult, metric: str, seeds: int, seconds: float) -> dict
         "metrics": {name: [_number(v) for v in values] for name, values in result.metrics.items()},
         "audit": {t: {k: _number(v) for k, v in asdict(a).items()} for t, a in (result.audit or {}).items()},
     }
-
-
-def load_trainable(study: Study) -> Trainable:
-    """The family's trainable, or the user's: `path/to/file.py:function`, loaded by path."""
-    source, _, name = (study.trainable or FAMILIES[study.family]).rpartition(":")
-    if not study.trainable:
-        module = importlib.import_module(source)
-    else:
-        spec = importlib.util.spec_from_file_location("distune_user_trainable", source)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    trainable: Trainable = getattr(module, name)
-    return trainable
-
-
-def device() -> str:
-    """`auto`: CUDA where the worker was given a GPU, then Apple's MPS, else the CPU."""
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def save_checkpoint(folder: Path, result: EpochResult) -> None:

@@ -89,9 +89,7 @@ def candidates(
         lost = row.trial in ends and ends[row.trial].how in NEVER_WINS
         if row.epoch in study.budget.rungs and not lost and math.isfinite(row.score):
             at_rung[trial.arm, trial.subsearch][row.epoch].append(
-                Candidate(
-                    trial.trial, trial.arm, trial.subsearch, trial.config, row.epoch, row.score, row.se, row.nll
-                )
+                Candidate(trial.trial, trial.arm, trial.subsearch, trial.config, row.epoch, row.score, row.se, row.nll)
             )
     ranked = {}
     for key, rungs in at_rung.items():
@@ -116,8 +114,10 @@ def winners(
         again = [_refreshed(c, fresh[c.trial], metric) for c in choices if fresh[c.trial]]
         pool = again or [Winner(c, None, None) for c in choices]
         best = max(pool, key=lambda w: w.value)
-        margin = best.candidate.se if best.fresh_score is None else _standard_error(
-            [r.metrics[metric] for r in fresh[best.candidate.trial]]
+        margin = (
+            best.candidate.se
+            if best.fresh_score is None
+            else _standard_error([r.metrics[metric] for r in fresh[best.candidate.trial]])
         )
         near = [w for w in pool if w.value >= best.value - margin]
         chosen[key] = min(near, key=lambda w: w.candidate.nll if w.fresh_nll is None else w.fresh_nll)

@@ -16,7 +16,9 @@ from search.subsearch import SubSearch, dimension_order
 from spaces import A_A_CONTROL, Study
 from trainables.streams import SEARCH, Streams
 
-A_A_OFFSET = 500_000  # the A/A control is searched and confirmed under seeds of its own, or it would repeat the baseline
+A_A_OFFSET = (
+    500_000  # the A/A control is searched and confirmed under seeds of its own, or it would repeat the baseline
+)
 PER_SUBSEARCH = 1_000
 MAX_ATTEMPTS = 3
 CRASHES_IN_A_ROW = 5  # of one arm: then its code is at fault, and a crash that costs nothing would be repeated for ever

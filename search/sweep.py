@@ -15,6 +15,7 @@ import ray
 
 from search import confirm, prepare, tuning
 from search.ledger import Ledger
+from search.payload import TRAIN, teacher_sets
 from search.prepare import Prepared, TeacherBuilt
 from search.progress import Progress
 from search.selection import search_spend
@@ -89,12 +90,16 @@ def _run(
         state = SearchState(study, ledger, seed)
         with _stops_on_signal(state, progress):
             tune_resources = {"cpu": options.cpus_per_trial, "gpu": options.gpus_per_trial}
-            tuning.search(state, prepared.by_fit[prepare.TRAIN], tune_resources, concurrent, run, progress)
+            tuning.search(state, prepared.by_fit[TRAIN], tune_resources, concurrent, run, progress)
         if state.failure:
             raise SweepFailed(state.failure)
         if state.stopping:
             raise Interrupted
-        short = [a for a, s in search_spend(study, ledger.trials(), ledger.epochs()).items() if s < study.budget.search_seed_epochs]
+        short = [
+            a
+            for a, s in search_spend(study, ledger.trials(), ledger.epochs()).items()
+            if s < study.budget.search_seed_epochs
+        ]
         if short:
             raise SweepFailed(f"the search ended before {', '.join(short)} had spent their budget")
     with _raises_on_signal():
@@ -108,12 +113,12 @@ def _prepare(study: Study, ledger: Ledger, seed: int, resources: dict[str, float
     """Data and teachers into the cluster, and every arm's first step audited."""
     with _raises_on_signal(), _phase(ledger, "preparation"):
         dataset = prepare.load_dataset.remote(study)
-        wanted = prepare.teacher_sets(study)
+        wanted = teacher_sets(study)
         tick = progress.phase("data and teachers", len(wanted))
         outputs: dict[tuple[str, int], Any] = {}
         records = {}
         for fit, k in wanted:
-            outputs[fit, k], record = prepare.build_teacher.options(**resources).remote(study, seed, dataset, fit, k)
+            outputs[fit, k], record = prepare.label_rows.options(**resources).remote(study, seed, dataset, fit, k)
             records[record] = (fit, k)
         for _, built in confirm._as_they_finish(records, tick):
             assert isinstance(built, TeacherBuilt)
@@ -121,9 +126,9 @@ def _prepare(study: Study, ledger: Ledger, seed: int, resources: dict[str, float
         confirm_sets = [outputs[study.confirm_on, k] for k in range(study.confirm_teachers)]
         by_fit = {
             study.confirm_on: prepare.make_payload.remote(study, seed, dataset, study.confirm_on, *confirm_sets),
-            prepare.TRAIN: prepare.make_payload.remote(study, seed, dataset, prepare.TRAIN, outputs[prepare.TRAIN, 0]),
+            TRAIN: prepare.make_payload.remote(study, seed, dataset, TRAIN, outputs[TRAIN, 0]),
         }
-        ray.get(prepare.audit_first_step.remote(by_fit[prepare.TRAIN]))
+        ray.get(prepare.audit_first_step.remote(by_fit[TRAIN]))
     return Prepared(dataset, by_fit)
 
 

@@ -68,11 +68,11 @@ def adjust(
 
 def to_yaml(study: Study) -> str:
     """The study as resolved: a YAML text that `load_study` turns into an equal study, whatever is built in then."""
-    return yaml.safe_dump(_plain(study), sort_keys=False, allow_unicode=True, width=120)
+    return str(yaml.safe_dump(_plain(study), sort_keys=False, allow_unicode=True, width=120))
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:
-    """" (did you mean 'x'?)" for the allowed name nearest to the given one, or an empty string."""
+    """ " (did you mean 'x'?)" for the allowed name nearest to the given one, or an empty string."""
     close = difflib.get_close_matches(given, list(allowed), n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""
 
@@ -98,7 +98,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise BadInput(
             f"{path}: extends: unknown study '{base}'{nearest(str(base), BUILT_IN)}: allowed are {', '.join(BUILT_IN)}"
         )
-    return _merge(_plain(BUILT_IN[base]), raw)
+    return cast(dict[str, Any], _merge(_plain(BUILT_IN[base]), raw))
 
 
 def _assignment(text: str) -> dict[str, Any]:

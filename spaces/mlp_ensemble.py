@@ -5,7 +5,7 @@ rows, temperature 3 and weight 0.7 chosen by hand, and a 0.7-point gain over a s
 """
 
 from spaces.families import MakeClassification, MlpEnsemble, MlpStudent
-from spaces.space import Choice, Range, Space
+from spaces.space import Choice, Config, Range, Space
 from spaces.study import Arm, Budget, Claim, Published, Study
 
 ORDINARY: Space = {
@@ -13,9 +13,9 @@ ORDINARY: Space = {
     "weight_decay": Range(1e-6, 1e-2, log=True),
     "batch_size": Choice((32, 64, 128, 256)),
 }
-ARTICLE = {"learning_rate": 1e-3, "weight_decay": 1e-4, "batch_size": 64}
+ARTICLE: Config = {"learning_rate": 1e-3, "weight_decay": 1e-4, "batch_size": 64}
 DISTILLATION: Space = {"temperature": Range(1.0, 20.0, log=True), "kd_weight": Range(0.0, 1.0)}
-ARTICLE_KD = {**ARTICLE, "temperature": 3.0, "kd_weight": 0.7}
+ARTICLE_KD: Config = {**ARTICLE, "temperature": 3.0, "kd_weight": 0.7}
 SOURCE = "How Knowledge Distillation Compresses Ensemble Intelligence, 2026"
 
 STUDY = Study(

@@ -65,7 +65,7 @@ class Choice:
     def at_edge(self, value: Any) -> bool:
         """A choice among names has no edge; one among ordered numbers has its first and last value."""
         numbers = all(isinstance(c, int | float) and not isinstance(c, bool) for c in self.choices)
-        return numbers and len(self.choices) > 2 and value in (min(self.choices), max(self.choices))  # type: ignore[type-var]
+        return numbers and len(self.choices) > 2 and value in (min(self.choices), max(self.choices))
 
     def contains(self, value: Any) -> bool:
         return value in self.choices

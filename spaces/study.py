@@ -79,7 +79,7 @@ class Arm:
 def _check_limits(name: str, value: object) -> None:
     low, high, whole = LIMITS.get(name, (-math.inf, math.inf, False))
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not low <= value <= high or (whole and value != int(value)):  # type: ignore[operator, arg-type, call-overload]
+    if not number or not low <= value <= high or (whole and value != int(value)):  # type: ignore[operator, call-overload]
         raise ValueError(f"{name} must be a {'whole ' if whole else ''}number from {low:g} to {high:g}, got {value!r}")
 
 
@@ -130,7 +130,7 @@ class Budget:
         """Expected seed-epochs of a trial when every rung lets 1 / reduction_factor of its trials pass."""
         previous = (0, *self.rungs[:-1])
         steps = [(r - p) / self.reduction_factor**i for i, (p, r) in enumerate(zip(previous, self.rungs, strict=True))]
-        return self.seeds_per_trial * sum(steps)
+        return float(self.seeds_per_trial * sum(steps))
 
     def __post_init__(self) -> None:
         first_rung = self.seeds_per_trial * self.rungs[0]
@@ -190,16 +190,17 @@ class Study:
                     )
             wanted = {*ORDINARY[self.family], *OF_VARIANT[arm.variant]}
             if set(arm.default) != wanted:
-                raise ValueError(
-                    f"arms.{name}.default must give exactly {', '.join(sorted(wanted))}, got {', '.join(sorted(arm.default))}"
-                )
+                given = ", ".join(sorted(arm.default))
+                raise ValueError(f"arms.{name}.default must give {', '.join(sorted(wanted))}, no more, got {given}")
         for claim in self.claims:
             if {claim.better, claim.worse} - set(self.arms):
                 raise ValueError(f"claim {claim.better} > {claim.worse} names an arm that the study does not have")
         if self.trainable is not None:
             path, _, function = self.trainable.rpartition(":")
             if not function.isidentifier() or not Path(path).is_file():
-                raise ValueError(f"trainable must be path/to/file.py:function with an existing file, got {self.trainable}")
+                raise ValueError(
+                    f"trainable must be path/to/file.py:function with an existing file, got {self.trainable}"
+                )
         for a, b, _ in self.contrasts:
             if {a, b} - set(self.arms):
                 raise ValueError(f"contrast {a} - {b} names an arm that the study does not have")

@@ -49,9 +49,8 @@ def build_once(kind: str, recipe: Mapping[str, Any], fitted_on: NDArray[np.int64
     build: returns the tensors and what else to say about them in `about.json`. Whoever comes second waits for the
     first; a file whose checksum does not fit is built again.
     """
-    text = json.dumps(recipe, sort_keys=True).encode()
-    key = hashlib.sha256(text + np.sort(fitted_on).tobytes()).hexdigest()[:20]
-    folder = cache_folder() / kind / key
+    folder = _folder(kind, recipe, fitted_on)
+    key = folder.name
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(str(folder) + ".lock"):
         stored = _read(folder, key)
@@ -62,6 +61,16 @@ def build_once(kind: str, recipe: Mapping[str, Any], fitted_on: NDArray[np.int64
         about = {"recipe": dict(recipe), "seconds": time.perf_counter() - start, **extras}
         _write(folder, tensors, fitted_on, about)
         return Artefact(key, tensors, fitted_on, about)
+
+
+def is_stored(kind: str, recipe: Mapping[str, Any], fitted_on: NDArray[np.int64]) -> bool:
+    """Whether an artefact of this recipe and these rows lies in the cache; its checksum is not looked at."""
+    return (_folder(kind, recipe, fitted_on) / "about.json").is_file()
+
+
+def _folder(kind: str, recipe: Mapping[str, Any], fitted_on: NDArray[np.int64]) -> Path:
+    text = json.dumps(recipe, sort_keys=True).encode()
+    return cache_folder() / kind / hashlib.sha256(text + np.sort(fitted_on).tobytes()).hexdigest()[:20]
 
 
 def _read(folder: Path, key: str) -> Artefact | None:

@@ -73,9 +73,7 @@ def _gradient(value: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     if not value.requires_grad:
         return torch.zeros(seeds, sum(p[0].numel() for p in parameters), dtype=torch.float64)
     arrived = torch.autograd.grad(value.mean(dim=-1).sum(), list(parameters), retain_graph=True, allow_unused=True)
-    parts = [
-        torch.zeros_like(p) if g is None else g for p, g in zip(parameters, arrived, strict=True)
-    ]
+    parts = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, arrived, strict=True)]
     return torch.cat([g.detach().reshape(seeds, -1).double().cpu() for g in parts], dim=1)
 
 

@@ -64,7 +64,8 @@ class Context:
 class EpochResult:
     """One finished epoch.
 
-    metrics: by name, one value per seed: `val_accuracy`, `val_nll` and `loss_<term>`. parameters: of one student. audit: by term, where one was
+    metrics: by name, one value per seed: `val_accuracy`, `val_nll` and `loss_<term>`.
+    parameters: of one student. audit: by term, where one was
     made. diverged: a loss or a parameter is no number, and this is the last result. state: what a resumed run needs.
     logits: (n, features) as they come -> (S, n, classes).
     """

@@ -1,17 +1,17 @@
 """The MLP family's trainable: a pack of small students on table rows, by any variant."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainables.audit import BATCH, FURTHER_BATCHES, DeadTerm, TermAudit, audit, dead_terms
 from trainables.context import Context, EpochResult, TrialConfig
 from trainables.datasets import Scaling, refuse_overlap
 from trainables.losses import cross_entropy, is_finite
-from trainables.models.mlp import parameter_count
+from trainables.models.mlp import StackedMLP, parameter_count
 from trainables.packing import Loss, Pack, shuffled_within_class
 from trainables.variants import VARIANTS, Outputs
 
@@ -40,6 +40,15 @@ def train(config: TrialConfig, context: Context) -> Iterator[EpochResult]:
     def loss(student: Outputs, shown: Outputs | None, labels: Tensor):  # type: ignore[no-untyped-def]
         return variant(student, shown, labels, config.hp)
 
+    def state() -> dict[str, Tensor]:
+        return pack.state() | {
+            "scaling.mean": torch.from_numpy(scaling.mean),
+            "scaling.scale": torch.from_numpy(scaling.scale),
+        }
+
+    def predict(x: NDArray[np.float64]) -> Tensor:
+        return pack.logits(scaled(x))
+
     if context.validation is not None:
         val_x, val_y = scaled(context.validation.x), torch.from_numpy(context.validation.y).to(context.device)
     first = _audit(pack, loss, config.dead_terms) if context.resume_epoch == 0 else None
@@ -53,11 +62,31 @@ def train(config: TrialConfig, context: Context) -> Iterator[EpochResult]:
         first = None
         if epoch in config.audit_at and not diverged:
             audited = _audit(pack, loss, config.dead_terms)
-        yield EpochResult(
-            epoch, metrics, parameter_count(widths), audited, diverged, pack.state, lambda x: pack.logits(scaled(x))
-        )
+        yield EpochResult(epoch, metrics, parameter_count(widths), audited, diverged, state, predict)
         if diverged:
             return
+
+
+class Student(nn.Module):
+    """One trained student as an ordinary module: features as they come, (n, features) -> logits (n, classes)."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, state: Mapping[str, Tensor], seed: int) -> None:
+        """state: of an `EpochResult`; seed: its place in the pack."""
+        super().__init__()
+        weights = {k.removeprefix("model."): v[seed : seed + 1] for k, v in state.items() if k.startswith("model.")}
+        shapes = [weights[f"weights.{i}"].shape for i in range(len(weights) // 2)]
+        stacked = StackedMLP([shapes[0][1], *(shape[2] for shape in shapes)], 1)
+        stacked.load_state_dict(weights)
+        self.layers = stacked.single(0)
+        self.register_buffer("mean", state["scaling.mean"].float())
+        self.register_buffer("scale", state["scaling.scale"].float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.layers((x - self.mean) / self.scale)
+        return logits
 
 
 def evaluate(logits: Tensor, labels: Tensor) -> dict[str, list[float]]:

@@ -3,6 +3,7 @@
 A pack of eight costs about what one costs alone, because at this size a step is dispatch, not arithmetic.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -20,7 +21,7 @@ class StackedMLP(nn.Module):
         super().__init__()
         self.widths = tuple(widths)
         self.dropout = tuple(dropout) or (0.0,) * (len(widths) - 2)
-        shapes = list(zip(widths[:-1], widths[1:], strict=True))
+        shapes = list(itertools.pairwise(widths))
         self.weights = nn.ParameterList([nn.Parameter(torch.zeros(seeds, i, o)) for i, o in shapes])
         self.biases = nn.ParameterList([nn.Parameter(torch.zeros(seeds, 1, o)) for _, o in shapes])
 
@@ -43,8 +44,9 @@ class StackedMLP(nn.Module):
         last = len(self.weights) - 1
         for layer in range(last):
             x = torch.baddbmm(self.biases[layer], x, self.weights[layer]).relu_()
-            if keep and keep[layer] is not None:
-                x = x * keep[layer]
+            mask = keep[layer] if keep else None
+            if mask is not None:
+                x = x * mask
         return torch.baddbmm(self.biases[last], x, self.weights[last])
 
     def single(self, seed: int) -> nn.Sequential:
@@ -61,4 +63,4 @@ class StackedMLP(nn.Module):
 
 def parameter_count(widths: Sequence[int]) -> int:
     """Parameters of one MLP with these widths: 3,490 for 20-64-32-2."""
-    return sum(i * o + o for i, o in zip(widths[:-1], widths[1:], strict=True))
+    return sum(i * o + o for i, o in itertools.pairwise(widths))

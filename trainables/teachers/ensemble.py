@@ -12,13 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainables.artefacts import Artefact, build_once
+from trainables.artefacts import Artefact, build_once, is_stored
 from trainables.datasets import Rows, Scaling
 from trainables.models.mlp import StackedMLP, parameter_count
 from trainables.packing import Pack
 from trainables.streams import Streams
-from trainables.variants import hard_labels
+from trainables.variants import Outputs, Terms, hard_labels
 
+KIND = "teachers"
 VERSION = 1  # goes into the address: raise it when the same recipe would give other weights
 MAX_MEMBERS = 1000  # members of teacher set k are the replicates k * MAX_MEMBERS + 0, 1, 2, ...
 
@@ -38,7 +39,7 @@ class Ensemble:
     @property
     def parameters(self) -> int:
         """Of all members together."""
-        return self.model.weights[0].shape[0] * parameter_count(self.model.widths)
+        return int(self.model.weights[0].shape[0]) * parameter_count(self.model.widths)
 
     @torch.no_grad()
     def member_logits(self, x: NDArray[np.float64], chunk: int = 4096) -> Tensor:
@@ -56,8 +57,51 @@ def build(spec: Mapping[str, Any], fit: Rows, classes: int, teacher_set: int, st
 
     spec: `members`, `hidden`, `dropout`, `epochs`, `learning_rate`, `batch_size` of the study's teacher.
     """
-    widths = [fit.x.shape[1], *spec["hidden"], classes]
-    recipe = {
+
+    def train() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        scaling, pack = Scaling.of(fit), untrained(spec, fit, classes, teacher_set, streams)
+        for epoch in range(1, spec["epochs"] + 1):
+            pack.train_epoch(epoch, labels_only)
+        if not pack.finite():
+            raise FloatingPointError(f"the teacher diverged: learning_rate={spec['learning_rate']} is too high for it")
+        tensors = {k: v.detach().contiguous() for k, v in pack.model.state_dict().items()}
+        tensors |= {"scaling.mean": torch.from_numpy(scaling.mean), "scaling.scale": torch.from_numpy(scaling.scale)}
+        return tensors, {"rows": len(fit)}
+
+    artefact = build_once(KIND, _recipe(spec, fit, teacher_set, streams), fit.fingerprints(), train)
+    weights = {k: v for k, v in artefact.tensors.items() if not k.startswith("scaling.")}
+    model = StackedMLP(_widths(spec, fit, classes), spec["members"], spec["dropout"])
+    model.load_state_dict(weights)
+    model.requires_grad_(False)
+    scaling = Scaling(artefact.tensors["scaling.mean"].numpy(), artefact.tensors["scaling.scale"].numpy())
+    return Ensemble(artefact, model, scaling)
+
+
+def is_built(spec: Mapping[str, Any], fit: Rows, teacher_set: int, streams: Streams) -> bool:
+    """Whether `build` would find this teacher in the cache."""
+    return is_stored(KIND, _recipe(spec, fit, teacher_set, streams), fit.fingerprints())
+
+
+def untrained(spec: Mapping[str, Any], fit: Rows, classes: int, teacher_set: int, streams: Streams) -> Pack:
+    """The pack of all members, ready to train."""
+    members = [teacher_set * MAX_MEMBERS + m for m in range(spec["members"])]
+    hp = {"learning_rate": spec["learning_rate"], "weight_decay": 0.0, "batch_size": spec["batch_size"]}
+    x, y = torch.from_numpy(Scaling.of(fit)(fit.x)).float(), torch.from_numpy(fit.y)
+    own = Streams(streams.study + "/teacher", streams.seed)
+    return Pack(_widths(spec, fit, classes), spec["dropout"], members, own, hp, x, y)
+
+
+def labels_only(student: Outputs, teacher: Outputs | None, labels: Tensor) -> Terms:
+    return hard_labels(student, None, labels, {})
+
+
+def _widths(spec: Mapping[str, Any], fit: Rows, classes: int) -> list[int]:
+    return [fit.x.shape[1], *spec["hidden"], classes]
+
+
+def _recipe(spec: Mapping[str, Any], fit: Rows, teacher_set: int, streams: Streams) -> dict[str, Any]:
+    """What the artefact's address is made of, besides the rows: labels too, since fingerprints leave them out."""
+    return {
         "what": "mlp ensemble",
         "version": VERSION,
         "spec": {k: list(v) if isinstance(v, list | tuple) else v for k, v in spec.items()},
@@ -65,25 +109,3 @@ def build(spec: Mapping[str, Any], fit: Rows, classes: int, teacher_set: int, st
         "teacher_set": teacher_set,
         "labels": int(np.bitwise_xor.reduce(fit.fingerprints() * (fit.y + 1))),
     }
-
-    def train() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        scaling = Scaling.of(fit)
-        members = [teacher_set * MAX_MEMBERS + m for m in range(spec["members"])]
-        hp = {"learning_rate": spec["learning_rate"], "weight_decay": 0.0, "batch_size": spec["batch_size"]}
-        x, y = torch.from_numpy(scaling(fit.x)).float(), torch.from_numpy(fit.y)
-        pack = Pack(widths, spec["dropout"], members, Streams(streams.study + "/teacher", streams.seed), hp, x, y)
-        for epoch in range(1, spec["epochs"] + 1):
-            pack.train_epoch(epoch, lambda student, _, labels: hard_labels(student, None, labels, {}))
-        if not pack.finite():
-            raise FloatingPointError(f"the teacher diverged: learning_rate={spec['learning_rate']} is too high for it")
-        tensors = {k: v.detach().contiguous() for k, v in pack.model.state_dict().items()}
-        tensors |= {"scaling.mean": torch.from_numpy(scaling.mean), "scaling.scale": torch.from_numpy(scaling.scale)}
-        return tensors, {"rows": len(fit)}
-
-    artefact = build_once("teachers", recipe, fit.fingerprints(), train)
-    weights = {k: v for k, v in artefact.tensors.items() if not k.startswith("scaling.")}
-    model = StackedMLP(widths, spec["members"], spec["dropout"])
-    model.load_state_dict(weights)
-    model.requires_grad_(False)
-    scaling = Scaling(artefact.tensors["scaling.mean"].numpy(), artefact.tensors["scaling.scale"].numpy())
-    return Ensemble(artefact, model, scaling)

@@ -1,0 +1,366 @@
+"""distune: which distillation variant helps, at which settings, and by more than noise.
+
+The face: the command line and the public names. In Python:
+
+    >>> import distune
+    >>> study = distune.load_study("mlp-ensemble")
+    >>> run = distune.sweep(study, quick=True, out="runs/first")   # doctest: +SKIP
+    >>> run.compare()["arms"]                                      # doctest: +SKIP
+
+Heavy imports wait until a command needs them, so that `distune --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from spaces import Study
+
+__all__ = ["Run", "load_study", "open_run", "sweep"]
+
+USAGE, FAILED, INTERRUPTED = 2, 1, 130
+RUNS = Path("runs")
+
+
+def load_study(name: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Study:
+    """A built-in study, or one from a YAML file, with `key=value` overrides. Raises spaces.BadInput."""
+    from spaces import load_study
+
+    return load_study(name, overrides)
+
+
+def sweep(
+    study: Study | str,
+    *,
+    out: str | Path | None = None,
+    seed: int = 0,
+    quick: bool = False,
+    arms: tuple[str, ...] | list[str] = (),
+    seed_epochs: int | None = None,
+    trials: int | None = None,
+    seeds_per_trial: int | None = None,
+    confirm_seeds: int | None = None,
+    max_concurrent: int | None = None,
+    cpus_per_trial: float = 1.0,
+    gpus_per_trial: float = 0.0,
+    address: str | None = None,
+    verbose: bool = False,
+    quiet: bool = False,
+) -> Run:
+    """Search every arm with the same budget, confirm what it chose under fresh seeds, and return the finished run.
+
+    out: a folder that does not exist yet; default `runs/<study>-<time>`. The rest are the flags of `distune sweep`.
+    Raises spaces.BadInput before anything is written, search.sweep.SweepFailed and Interrupted after.
+    """
+    from spaces import adjust
+    from spaces import load_study as load
+
+    adjusted = adjust(
+        load(study) if isinstance(study, str) else study,
+        quick=quick,
+        arms=arms,
+        trials=trials,
+        seed_epochs_per_arm=seed_epochs,
+        seeds_per_trial=seeds_per_trial,
+        confirm_seeds=confirm_seeds,
+    )
+    from search import sweep as path
+    from search.progress import Progress
+
+    folder = Path(out) if out is not None else path.default_run_folder(adjusted.name)
+    options = path.Options(cpus_per_trial, gpus_per_trial, max_concurrent, address, verbose)
+    path.start(adjusted, folder, seed, options, Progress(quiet))
+    return Run(folder)
+
+
+def open_run(path: str | Path) -> Run:
+    """An existing run folder. Raises search.ledger.NotALedger where it is none."""
+    from search.ledger import Ledger
+
+    Ledger.open(Path(path)).close()
+    return Run(Path(path))
+
+
+class Run:
+    """A run folder: what its ledger holds, as tables."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    def compare(self) -> dict[str, Any]:
+        """The comparison: the same object as `distune compare --json` prints."""
+        from analysis.comparison import compare
+
+        return compare(self.path)
+
+    def trials(self) -> pd.DataFrame:
+        """One row a trial: what was asked, how it ended, and its configuration as `config.<name>`."""
+        import pandas as pd
+
+        from search.ledger import Ledger
+
+        with Ledger.open(self.path) as ledger:
+            ends = ledger.ends()
+            rows = []
+            for t in ledger.trials():
+                end = ends.get(t.trial)
+                about = {"trial": t.trial, "arm": t.arm, "subsearch": t.subsearch, "origin": t.origin}
+                about |= {"ended": end.how if end else None, "epoch": end.epoch if end else None}
+                rows.append(about | {f"config.{k}": v for k, v in t.config.items()})
+        return pd.DataFrame(rows)
+
+    def epochs(self) -> pd.DataFrame:
+        """One row an epoch of a trial: seed means, standard errors and seconds."""
+        import pandas as pd
+
+        from search.ledger import Ledger
+
+        with Ledger.open(self.path) as ledger:
+            fields = ("trial", "epoch", "seeds", "seconds", "score", "se", "nll")
+            return pd.DataFrame([{f: getattr(e, f) for f in fields} for e in ledger.epochs()], columns=list(fields))
+
+    def confirmed(self) -> pd.DataFrame:
+        """One row a confirmed or re-evaluated seed, with its metrics."""
+        import pandas as pd
+
+        from search.ledger import Ledger
+
+        with Ledger.open(self.path) as ledger:
+            fields = ("purpose", "arm", "subsearch", "fit", "replicate", "trial", "epochs", "seconds")
+            return pd.DataFrame([{f: getattr(r, f) for f in fields} | r.metrics for r in ledger.runs()])
+
+    def student(self, arm: str) -> Any:
+        """The arm's deployed student as a torch module: of the chosen configuration, the seed with median accuracy."""
+        from search.students import load_student
+
+        return load_student(self.path, arm)
+
+
+app = typer.Typer(
+    help="Which distillation variant helps, at which settings, and by more than noise.",
+    epilog="Start with: distune sweep mlp-ensemble --quick",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A built-in study or the path of a .yaml file.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change the study, such as budget.confirm_seeds=40 or space.learning_rate.low=1e-4.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+@app.command()
+def studies(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A built-in study or a .yaml file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the built-in studies, or explain one: its arms, spaces, budget and published numbers."""
+    from analysis.listing import describe, list_studies
+    from spaces import BUILT_IN, to_yaml
+
+    if as_json:
+        import yaml
+
+        chosen = [load_study(name)] if name else list(BUILT_IN.values())
+        _print_json({study.name: yaml.safe_load(to_yaml(study)) for study in chosen})
+    elif name:
+        describe(load_study(name))
+    else:
+        list_studies(BUILT_IN.values())
+
+
+@app.command("sweep")
+def sweep_command(
+    study: StudyArgument,
+    seed_epochs: Annotated[int | None, typer.Option(min=1, help="Budget of each searched arm in seed-epochs.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="The same as a number of trials of mean cost.")] = None,
+    arms: Annotated[
+        str | None, typer.Option(help="Only these arms, separated by commas; the baseline always runs.")
+    ] = None,
+    seeds_per_trial: Annotated[int | None, typer.Option(min=1, help="Seeds trained together in a trial.")] = None,
+    confirm_seeds: Annotated[int | None, typer.Option(min=1, help="Fresh seeds of each confirmed arm.")] = None,
+    max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at once [default: as many as fit].")] = None,
+    cpus_per_trial: Annotated[float, typer.Option(min=0.1, help="CPUs of a trial.")] = 1.0,
+    gpus_per_trial: Annotated[float, typer.Option(min=0.0, help="GPUs of a trial; a fraction shares one.")] = 0.0,
+    address: Annotated[str | None, typer.Option(help="A Ray cluster to join [default: this machine].")] = None,
+    set_: Set = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder, new [default: runs/STUDY-TIME].")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the whole sweep.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A small budget for a first look.")] = False,
+    as_json: AsJson = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what Ray and the workers say.")] = False,
+) -> None:
+    """Search every arm with the same budget, confirm the best under fresh seeds, and compare.
+
+    \b
+    distune sweep mlp-ensemble --quick
+    distune sweep mlp-ensemble --arms kd,label_smoothing --trials 40 --out runs/forty
+    distune sweep my-study.yaml --set budget.confirm_seeds=40 --dry-run
+    """
+    from spaces import BadInput, adjust
+
+    if seed_epochs is not None and trials is not None:
+        raise BadInput("give --seed-epochs or --trials, not both: they name the same budget")
+    chosen = load_study(study, set_ or [])
+    flags: dict[str, Any] = {
+        "quick": quick,
+        "arms": [a for a in (arms or "").split(",") if a],
+        "trials": trials,
+        "seeds_per_trial": seeds_per_trial,
+        "confirm_seeds": confirm_seeds,
+    }
+    if dry_run:
+        from analysis.listing import plan, show_plan
+        from search.local import estimate
+
+        adjusted = adjust(chosen, seed_epochs_per_arm=seed_epochs, **flags)
+        planned = plan(adjusted, estimate(adjusted, max_concurrent))
+        _print_json(planned) if as_json else show_plan(planned)
+        return
+    from search.sweep import Interrupted, SweepFailed, default_run_folder, refuse_existing
+
+    folder = out or default_run_folder(chosen.name)
+    refuse_existing(folder)
+    try:
+        run = sweep(
+            chosen,
+            out=folder,
+            seed=seed,
+            seed_epochs=seed_epochs,
+            max_concurrent=max_concurrent,
+            cpus_per_trial=cpus_per_trial,
+            gpus_per_trial=gpus_per_trial,
+            address=address,
+            verbose=verbose,
+            **flags,
+        )
+    except (SweepFailed, Interrupted, KeyboardInterrupt) as error:
+        _leave(folder, error)
+    _finish(run, as_json)
+
+
+@app.command()
+def resume(run: RunArgument, as_json: AsJson = False) -> None:
+    """Go on with a sweep that was stopped, from its ledger; what is finished is not done again."""
+    from search.progress import Progress
+    from search.sweep import Interrupted, SweepFailed
+    from search.sweep import resume as go_on
+
+    opened = open_run(run)
+    try:
+        go_on(run, Progress())
+    except (SweepFailed, Interrupted, KeyboardInterrupt) as error:
+        _leave(run, error)
+    _finish(opened, as_json)
+
+
+@app.command()
+def compare(run: RunArgument, as_json: AsJson = False) -> None:
+    """Print the ablation table of a run: published, as published and tuned, with verdicts."""
+    _show(open_run(run), as_json)
+
+
+@app.command()
+def audit(study: StudyArgument, set_: Set = None, as_json: AsJson = False) -> None:
+    """Train every arm for its first rung and show what each loss term sends the student.
+
+    norm: of the unweighted term's gradient; share: of the weighted norms; cosine: with the cross-entropy's gradient.
+    """
+    chosen = load_study(study, set_ or [])
+    from analysis.listing import show_audit
+    from search.local import audit_study
+
+    rows = audit_study(chosen, lambda line: print(line, file=sys.stderr))
+    _print_json({"study": study, "terms": rows}) if as_json else show_audit(rows)
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(help="Where to look for run folders.")] = RUNS, as_json: AsJson = False
+) -> None:
+    """List run folders: study, whether they are finished, trials, and when they began."""
+    from analysis.listing import list_runs, show_runs
+
+    found = list_runs(folder)
+    _print_json({"runs": found}) if as_json else show_runs(found, folder)
+
+
+def _show(run: Run, as_json: bool) -> None:
+    result = run.compare()
+    if as_json:
+        _print_json(result)
+    else:
+        from analysis.tables import show
+
+        show(result)
+
+
+def _finish(run: Run, as_json: bool) -> None:
+    _show(run, as_json)
+    print(f"run folder: {run.path}  (again: distune compare {run.path})", file=sys.stderr)
+
+
+def _leave(run: Path, error: BaseException) -> None:
+    """Say what stopped the sweep and how to go on with it."""
+    from search.sweep import SweepFailed
+
+    failed = isinstance(error, SweepFailed)
+    print(f"distune: {error}" if failed else "distune: stopped", file=sys.stderr)
+    if run.exists():
+        print(f"resume with: distune resume {run}", file=sys.stderr)
+    raise typer.Exit(FAILED if failed else INTERRUPTED)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, allow_nan=False, ensure_ascii=False))
+
+
+def main() -> None:
+    """The command line. A usage error is one line on stderr and exit status 2."""
+    from typer.exceptions import Abort, TyperException
+
+    try:
+        code = app(standalone_mode=False, prog_name="distune")
+    except TyperException as error:
+        _refuse(error.format_message())
+    except (Abort, KeyboardInterrupt):
+        sys.exit(INTERRUPTED)
+    except ValueError as error:
+        from search.ledger import NotALedger
+        from spaces import BadInput
+
+        if not isinstance(error, BadInput | NotALedger):
+            raise
+        _refuse(str(error))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse(message: str) -> NoReturn:
+    print("distune: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(USAGE)
+
+
+if __name__ == "__main__":
+    main()
