@@ -193,16 +193,16 @@ def studies(
 @app.command("sweep")
 def sweep_command(
     study: StudyArgument,
-    seed_epochs: Annotated[int | None, typer.Option(min=1, help="Budget of each searched arm in seed-epochs.")] = None,
-    trials: Annotated[int | None, typer.Option(min=1, help="The same as a number of trials of mean cost.")] = None,
+    seed_epochs: Annotated[int | None, typer.Option(help="Budget of each searched arm in seed-epochs.")] = None,
+    trials: Annotated[int | None, typer.Option(help="The same as a number of trials of mean cost.")] = None,
     arms: Annotated[
         str | None, typer.Option(help="Only these arms, separated by commas; the baseline always runs.")
     ] = None,
-    seeds_per_trial: Annotated[int | None, typer.Option(min=1, help="Seeds trained together in a trial.")] = None,
-    confirm_seeds: Annotated[int | None, typer.Option(min=1, help="Fresh seeds of each confirmed arm.")] = None,
-    max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at once [default: as many as fit].")] = None,
-    cpus_per_trial: Annotated[float, typer.Option(min=0.1, help="CPUs of a trial.")] = 1.0,
-    gpus_per_trial: Annotated[float, typer.Option(min=0.0, help="GPUs of a trial; a fraction shares one.")] = 0.0,
+    seeds_per_trial: Annotated[int | None, typer.Option(help="Seeds trained together in a trial.")] = None,
+    confirm_seeds: Annotated[int | None, typer.Option(help="Fresh seeds of each confirmed arm.")] = None,
+    max_concurrent: Annotated[int | None, typer.Option(help="Trials at once [default: as many as fit].")] = None,
+    cpus_per_trial: Annotated[float, typer.Option(help="CPUs of a trial.")] = 1.0,
+    gpus_per_trial: Annotated[float, typer.Option(help="GPUs of a trial; a fraction shares one.")] = 0.0,
     address: Annotated[str | None, typer.Option(help="A Ray cluster to join [default: this machine].")] = None,
     set_: Set = None,
     out: Annotated[Path | None, typer.Option(help="Run folder, new [default: runs/STUDY-TIME].")] = None,
@@ -223,38 +223,42 @@ def sweep_command(
 
     if seed_epochs is not None and trials is not None:
         raise BadInput("give --seed-epochs or --trials, not both: they name the same budget")
-    chosen = load_study(study, set_ or [])
-    flags: dict[str, Any] = {
-        "quick": quick,
-        "arms": [a for a in (arms or "").split(",") if a],
-        "trials": trials,
-        "seeds_per_trial": seeds_per_trial,
-        "confirm_seeds": confirm_seeds,
-    }
+    chosen = adjust(
+        load_study(study, set_ or []),
+        quick=quick,
+        arms=[a for a in (arms or "").split(",") if a],
+        trials=trials,
+        seed_epochs_per_arm=seed_epochs,
+        seeds_per_trial=seeds_per_trial,
+        confirm_seeds=confirm_seeds,
+    )
+    for flag, value in (("--max-concurrent", max_concurrent), ("--cpus-per-trial", cpus_per_trial)):
+        if value is not None and value <= 0:
+            raise BadInput(f"{flag} must be above 0, got {value}")
+    if gpus_per_trial < 0:
+        raise BadInput(f"--gpus-per-trial must be 0 or more, got {gpus_per_trial}")
     if dry_run:
         from analysis.listing import plan, show_plan
         from search.local import estimate
 
-        adjusted = adjust(chosen, seed_epochs_per_arm=seed_epochs, **flags)
-        planned = plan(adjusted, estimate(adjusted, max_concurrent))
+        planned = plan(chosen, estimate(chosen, max_concurrent))
         _print_json(planned) if as_json else show_plan(planned)
         return
-    from search.sweep import Interrupted, SweepFailed, default_run_folder, refuse_existing
+    if out is not None and out.exists():
+        raise BadInput(f"{out} exists already: resume it with `distune resume {out}`, or give another --out")
+    from search.sweep import Interrupted, SweepFailed, default_run_folder
 
     folder = out or default_run_folder(chosen.name)
-    refuse_existing(folder)
     try:
         run = sweep(
             chosen,
             out=folder,
             seed=seed,
-            seed_epochs=seed_epochs,
             max_concurrent=max_concurrent,
             cpus_per_trial=cpus_per_trial,
             gpus_per_trial=gpus_per_trial,
             address=address,
             verbose=verbose,
-            **flags,
         )
     except (SweepFailed, Interrupted, KeyboardInterrupt) as error:
         _leave(folder, error)
@@ -264,11 +268,11 @@ def sweep_command(
 @app.command()
 def resume(run: RunArgument, as_json: AsJson = False) -> None:
     """Go on with a sweep that was stopped, from its ledger; what is finished is not done again."""
+    opened = open_run(run)
     from search.progress import Progress
     from search.sweep import Interrupted, SweepFailed
     from search.sweep import resume as go_on
 
-    opened = open_run(run)
     try:
         go_on(run, Progress())
     except (SweepFailed, Interrupted, KeyboardInterrupt) as error:

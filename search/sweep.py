@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -49,7 +50,7 @@ class Options:
 
 def start(study: Study, run: Path, seed: int, options: Options, progress: Progress) -> None:
     """Run a new sweep into the folder `run`, which must not exist. Raises BadInput before anything is written."""
-    refuse_existing(run)
+    _refuse_existing(run)
     with _ray(options) as concurrent:
         run.mkdir(parents=True)
         (run / STUDY_FILE).write_text(to_yaml(study), encoding="utf-8")
@@ -71,7 +72,7 @@ def resume(run: Path, progress: Progress, options: Options | None = None) -> Non
             _run(study, run, ledger, meta["seed"], options, concurrent, progress)
 
 
-def refuse_existing(run: Path) -> None:
+def _refuse_existing(run: Path) -> None:
     if run.exists():
         what = "resume it with `distune resume`, or give another --out" if run.is_dir() else "give another --out"
         raise BadInput(f"{run} exists already: {what}")
@@ -142,6 +143,7 @@ def _phase(ledger: Ledger, name: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _ray(options: Options) -> Iterator[int]:
     """Ray, started here or joined; yields how many trials run at once. Raises BadInput for what no node can give."""
+    _refuse_unreachable(options.address)
     os.environ.update(tuning.ENVIRONMENT)
     level = logging.INFO if options.verbose else logging.ERROR
     for name in ("ray", "ray.tune", "ray.train"):
@@ -167,6 +169,22 @@ def _ray(options: Options) -> Iterator[int]:
         yield min(options.max_concurrent or sys.maxsize, max(1, int(fits)) if fits != float("inf") else 1)
     finally:
         ray.shutdown()
+
+
+def _refuse_unreachable(address: str | None) -> None:
+    """Raise BadInput where nothing listens at the address: Ray would try for minutes."""
+    if address is None or address in ("auto", "local"):
+        return
+    if address.startswith("ray://"):
+        raise BadInput(
+            f"--address {address}: the sweep's driver runs in the cluster; "
+            f"use `ray job submit --address http://HEAD:8265 -- distune sweep ... --address auto`"
+        )
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise BadInput(f"--address {address}: no Ray cluster answers there ({error}); give HOST:PORT or auto") from None
 
 
 @contextlib.contextmanager

@@ -61,6 +61,8 @@ def adjust(
         raw["contrasts"] = [c for c in raw["contrasts"] if {c[0], c[1]} <= kept]
         raw["claims"] = [c for c in raw["claims"] if {c["better"], c["worse"]} <= kept]
     if trials is not None:
+        if trials < 1:
+            raise BadInput(f"the number of trials must be 1 or more, got {trials}")
         search = trials * _validate(raw).budget.mean_trial_cost
         raw["budget"]["seed_epochs_per_arm"] = math.ceil(search / (1 - raw["budget"]["reevaluate_share"]))
     return _validate(raw)

@@ -116,14 +116,13 @@ def _teacher_logits(config: TrialConfig, context: Context) -> Tensor | None:
 
 def _audit(pack: Pack, loss: Loss, declared: tuple[str, ...]) -> dict[str, TermAudit]:
     """Audit the first rows; where a weighted term looks dead, three more batches decide whether it is."""
-    parameters = list(pack.model.parameters())
 
     def of_batch(number: int) -> dict[str, TermAudit]:
         rows = slice(number * BATCH, (number + 1) * BATCH)
         student = Outputs(pack.model(pack.x[rows].unsqueeze(0)))
         shown = None if pack.teacher is None else Outputs(pack.teacher[:, rows])
         labels = pack.y[rows].expand(student.logits.shape[:-1])
-        return audit(loss(student, shown, labels), cross_entropy(student.logits, labels), parameters)
+        return audit(loss(student, shown, labels), cross_entropy(student.logits, labels), pack.parameters)
 
     first = of_batch(0)
     if set(dead_terms([first])) - set(declared):

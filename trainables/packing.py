@@ -4,6 +4,7 @@ Parameters are stacked over seeds. Each seed has its own initialisation, order o
 named streams; since no operation mixes seeds, packed equals solo up to rounding.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,12 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.optim.adam import adam
 
 from trainables.losses import is_finite
 from trainables.models.mlp import StackedMLP
 from trainables.streams import Streams
 from trainables.variants import Outputs, Terms
 
+SIXTEEN_BITS = 2**16  # dropout keeps with the probability asked for, to the nearest 1 / 65,536
 Loss = Callable[[Outputs, Outputs | None, Tensor], Terms]
 
 
@@ -43,9 +46,11 @@ class Pack:
         self.batch_size = min(int(hp["batch_size"]), len(y))
         self.model = StackedMLP(widths, len(self.replicates), dropout).to(device=x.device, dtype=x.dtype)
         self.model.initialise([streams.generator("init", r) for r in self.replicates])
-        self.optimiser = torch.optim.Adam(
-            self.model.parameters(), lr=hp["learning_rate"], weight_decay=hp["weight_decay"], fused=True
-        )
+        self.parameters = list(self.model.parameters())
+        self._first = [torch.zeros_like(p) for p in self.parameters]
+        self._second = [torch.zeros_like(p) for p in self.parameters]
+        self._steps = [torch.zeros((), device=x.device) for _ in self.parameters]
+        self._learning_rate, self._weight_decay = hp["learning_rate"], hp["weight_decay"]
 
     def train_epoch(self, epoch: int, loss: Loss) -> dict[str, Tensor]:
         """One pass over the rows; returns each term's mean over the pass, (S,).
@@ -58,26 +63,46 @@ class Pack:
         x, y = self.x[order], self.y[order]
         teacher = None if self.teacher is None else self.teacher.take_along_dim(order.unsqueeze(-1), dim=1)
         masks = self._dropout(epoch, rows)
-        sums: dict[str, Tensor] = {}
+        values: dict[str, list[Tensor]] = defaultdict(list)
         for start in range(0, rows, self.batch_size):
             batch = slice(start, min(start + self.batch_size, rows))
             keep = [None if m is None else m[:, batch] for m in masks]
             student = Outputs(self.model(x[:, batch], keep))
             shown = None if teacher is None else Outputs(teacher[:, batch])
             terms = loss(student, shown, y[:, batch])
-            self.optimiser.zero_grad(set_to_none=True)
             total = sum(term.weight * term.value for term in terms.values())
             assert isinstance(total, Tensor)
-            total.mean(dim=-1).sum().backward()
-            self.optimiser.step()
+            gradients = torch.autograd.grad(
+                total.mean(dim=-1).sum(), self.parameters, allow_unused=True, materialize_grads=True
+            )
+            self._step(gradients)
             for name, term in terms.items():
-                value = term.value.detach().sum(dim=-1)
-                sums[name] = sums[name] + value if name in sums else value
-        return {name: value / rows for name, value in sums.items()}
+                values[name].append(term.value.detach())
+        return {name: torch.cat(parts, dim=-1).mean(dim=-1) for name, parts in values.items()}
+
+    @torch.no_grad()
+    def _step(self, gradients: Sequence[Tensor]) -> None:
+        """One step of Adam (Kingma, Ba, arXiv 1412.6980), as torch.optim.Adam takes it, at half the dispatch."""
+        adam(
+            self.parameters,
+            list(gradients),
+            self._first,
+            self._second,
+            [],
+            self._steps,
+            fused=True,
+            amsgrad=False,
+            maximize=False,
+            beta1=0.9,
+            beta2=0.999,
+            eps=1e-8,
+            lr=self._learning_rate,
+            weight_decay=self._weight_decay,
+        )
 
     def finite(self) -> bool:
         """Whether every parameter of every seed is a number: one seed's divergence ends the pack's trial."""
-        return all(bool(is_finite(p.detach()).all()) for p in self.model.parameters())
+        return all(bool(is_finite(p.detach()).all()) for p in self.parameters)
 
     @torch.no_grad()
     def logits(self, x: Tensor, chunk: int = 8192) -> Tensor:
@@ -86,33 +111,37 @@ class Pack:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next epoch depends on; the random streams are functions of their names."""
-        state = {f"model.{k}": v.detach().clone() for k, v in self.model.state_dict().items()}
-        for index, entry in self.optimiser.state_dict()["state"].items():
-            state |= {f"optimiser.{index}.{k}": v.detach().clone() for k, v in entry.items()}
-        return state
+        return {k: v.detach().clone() for k, v in self._everything().items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        self.model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
-        saved = self.optimiser.state_dict()
-        for name, value in state.items():
-            if name.startswith("optimiser."):
-                _, index, key = name.split(".")
-                saved["state"].setdefault(int(index), {})[key] = value
-        self.optimiser.load_state_dict(saved)
+        """Take up where another pack of the same shape stood; other entries of `state` are left alone."""
+        with torch.no_grad():
+            for name, tensor in self._everything().items():
+                tensor.copy_(state[name])
+
+    def _everything(self) -> dict[str, Tensor]:
+        moments = {"first": self._first, "second": self._second, "steps": self._steps}
+        return {f"model.{k}": v for k, v in self.model.state_dict().items()} | {
+            f"optimiser.{i}.{name}": tensor for name, tensors in moments.items() for i, tensor in enumerate(tensors)
+        }
 
     def _generators(self, stream: str, epoch: int) -> list[torch.Generator]:
         return [self.streams.generator(stream, r, epoch) for r in self.replicates]
 
     def _dropout(self, epoch: int, rows: int) -> list[Tensor | None]:
         """For each hidden layer the epoch's masks (S, rows, width), drawn seed by seed, or None without dropout."""
-        generators = self._generators("dropout", epoch)
+        generators = [self.streams.numpy_generator("dropout", r, epoch) for r in self.replicates]
         masks: list[Tensor | None] = []
         for width, p in zip(self.model.widths[1:-1], self.model.dropout, strict=True):
             if p == 0.0:
                 masks.append(None)
                 continue
-            kept = torch.stack([torch.empty(rows, width).bernoulli_(1.0 - p, generator=g) for g in generators])
-            masks.append(kept.mul_(1.0 / (1.0 - p)).to(self.x))
+            keep = round((1.0 - p) * SIXTEEN_BITS)
+            kept = torch.empty(len(generators), rows, width, dtype=self.x.dtype)
+            for seed, generator in enumerate(generators):
+                draws = generator.integers(SIXTEEN_BITS, size=(rows, width), dtype=np.uint16)
+                kept[seed] = torch.from_numpy(draws < keep)
+            masks.append(kept.mul_(SIXTEEN_BITS / keep).to(self.x.device))
         return masks
 
 

@@ -7,6 +7,7 @@ order of epoch 7 is a function of its name.
 import hashlib
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 # Replicates of the three uses never meet: selection is confirmed under seeds that it has not seen.
@@ -28,3 +29,7 @@ class Streams:
     def generator(self, stream: str, replicate: int, step: int = 0) -> torch.Generator:
         """A CPU generator at the beginning of the stream."""
         return torch.Generator().manual_seed(self.number(stream, replicate, step))
+
+    def numpy_generator(self, stream: str, replicate: int, step: int = 0) -> np.random.Generator:
+        """The same for numpy, whose 16-bit draws are eight times as fast as torch's Bernoulli."""
+        return np.random.default_rng(self.number(stream, replicate, step))

@@ -24,6 +24,7 @@ class StackedMLP(nn.Module):
         shapes = list(itertools.pairwise(widths))
         self.weights = nn.ParameterList([nn.Parameter(torch.zeros(seeds, i, o)) for i, o in shapes])
         self.biases = nn.ParameterList([nn.Parameter(torch.zeros(seeds, 1, o)) for _, o in shapes])
+        self._layers = list(zip(self.weights, self.biases, strict=True))  # a ParameterList is slow to index
 
     @torch.no_grad()
     def initialise(self, generators: Sequence[torch.Generator]) -> None:
@@ -40,14 +41,14 @@ class StackedMLP(nn.Module):
 
         keep: for each hidden layer a mask (S, batch, width) of 0 and 1 / (1 - p), or None for no dropout.
         """
-        x = x.expand(self.weights[0].shape[0], -1, -1)
-        last = len(self.weights) - 1
-        for layer in range(last):
-            x = torch.baddbmm(self.biases[layer], x, self.weights[layer]).relu_()
+        x = x.expand(self._layers[0][0].shape[0], -1, -1)
+        for layer, (weight, bias) in enumerate(self._layers[:-1]):
+            x = torch.baddbmm(bias, x, weight).relu_()
             mask = keep[layer] if keep else None
             if mask is not None:
                 x = x * mask
-        return torch.baddbmm(self.biases[last], x, self.weights[last])
+        weight, bias = self._layers[-1]
+        return torch.baddbmm(bias, x, weight)
 
     def single(self, seed: int) -> nn.Sequential:
         """One seed's network as an ordinary module, (batch, features) -> (batch, classes)."""

@@ -1,0 +1,14 @@
+"""What every test stands on: a cache of its own, never the user's, and one thread."""
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DISTUNE_CACHE", str(folder))
+        yield folder

@@ -1,0 +1,259 @@
+"""search/ledger.py: what is written comes back, a repeat is harmless, and a kill leaves only whole reports."""
+
+import math
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from search.ledger import ENSEMBLE, FILE, FORMAT, EndRecord, EpochRecord, Ledger, NotALedger, TrialRecord
+from tests.made_ledgers import row
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    with Ledger.create(tmp_path, {"study": "s", "seed": 3}) as ledger:
+        yield ledger
+
+
+def reopened(ledger):
+    return Ledger.open(ledger.path.parent)
+
+
+# Rows come back as they were written.
+
+
+def test_a_trial_comes_back_as_it_was_asked(ledger):
+    record = TrialRecord("kd-00000", "kd", 2, "tpe", {"learning_rate": 0.1 + 0.2, "batch_size": 64}, 12.5)
+    ledger.ask(record)
+    assert reopened(ledger).trials() == [record]
+
+
+def test_an_identity_is_given_once(ledger):
+    record = TrialRecord("kd-00000", "kd", 0, "tpe", {}, 0.0)
+    ledger.ask(record)
+    with pytest.raises(sqlite3.IntegrityError):
+        ledger.ask(record)
+
+
+def test_an_epoch_comes_back_as_it_was_reported(ledger):
+    metrics = {"val_accuracy": [0.1, None], "loss_ce": [1.5, 1e-300]}
+    given = {"epoch": 4, "seeds": 2, "seconds": 0.25, "score": 0.1 + 0.2, "se": 1e-9, "nll": 0.5, "metrics": metrics}
+    ledger.report("t", [given])
+    assert reopened(ledger).epochs() == [EpochRecord(1, "t", 4, 2, 0.25, 0.1 + 0.2, 1e-9, 0.5, metrics)]
+
+
+@pytest.mark.parametrize("missing", [math.nan, None])
+def test_a_score_that_is_no_number_comes_back_as_nan(ledger, missing):
+    ledger.report("t", [row(1, missing, se=missing)])
+    (epoch,) = reopened(ledger).epochs()
+    assert math.isnan(epoch.score)
+    assert math.isnan(epoch.se)
+
+
+def test_an_audit_comes_back_term_by_term(ledger):
+    kl = {"weight": 0.7, "norm": 2.0, "share": 0.4, "cosine": None}
+    ledger.report("t", [row(1) | {"audit": {"kl": kl}}])
+    assert reopened(ledger).audits() == [{"trial": "t", "epoch": 1, "term": "kl", **kl}]
+
+
+def test_a_confirmed_seed_comes_back_with_its_predictions(ledger):
+    classes = np.random.default_rng(0).integers(0, 10, (2, 50)).astype(np.uint8)
+    for replicate in (0, 1):
+        ledger.finish_run(
+            "tuned",
+            "kd",
+            1,
+            "train",
+            replicate,
+            trial="kd-00003",
+            config={"lr": 0.1},
+            epochs=9,
+            seconds=0.5,
+            metrics={"test_accuracy": 0.75},
+            predictions={"test": classes[replicate]},
+        )
+    runs = reopened(ledger).runs("tuned")
+    assert [(r.arm, r.subsearch, r.replicate, r.trial, r.config, r.metrics) for r in runs] == [
+        ("kd", 1, replicate, "kd-00003", {"lr": 0.1}, {"test_accuracy": 0.75}) for replicate in (0, 1)
+    ]
+    np.testing.assert_array_equal(reopened(ledger).predictions(runs[::-1], "test"), classes[::-1])
+    assert reopened(ledger).runs("as_published") == []
+
+
+def test_a_repeated_seed_changes_nothing(ledger):
+    for accuracy, classes in ((0.75, [1, 0]), (0.25, [0, 0])):
+        ledger.finish_run(
+            "tuned",
+            "kd",
+            0,
+            "train",
+            7,
+            trial="t",
+            config={},
+            epochs=1,
+            seconds=0.0,
+            metrics={"test_accuracy": accuracy},
+            predictions={"test": np.array(classes, dtype=np.uint8)},
+        )
+    (run,) = ledger.runs()
+    assert run.metrics == {"test_accuracy": 0.75}
+    assert ledger.predictions([run], "test").tolist() == [[1, 0]]
+
+
+def test_every_look_at_a_split_is_kept_with_its_labels(ledger):
+    labels = np.array([0, 1, 1], dtype=np.uint8)
+    assert ledger.labels("test") is None
+    ledger.look("test", labels, "confirmation")
+    ledger.look("test", labels, "again")
+    assert [(look["split"], look["rows"], look["purpose"]) for look in ledger.looks()] == [
+        ("test", 3, "confirmation"),
+        ("test", 3, "again"),
+    ]
+    np.testing.assert_array_equal(reopened(ledger).labels("test"), labels)
+
+
+def test_teachers_come_back_with_what_they_predicted(ledger):
+    ledger.teacher("train", 1, "abc", 2.5, 99)
+    for member in (0, ENSEMBLE):
+        ledger.teacher_predicts("train", 1, member, "test", np.array([member % 2, 1], dtype=np.uint8))
+    assert reopened(ledger).teachers() == [
+        {"fit": "train", "teacher_set": 1, "artefact": "abc", "seconds": 2.5, "parameters": 99}
+    ]
+    assert {k: v.tolist() for k, v in reopened(ledger).teacher_predictions("train", "test").items()} == {
+        (1, 0): [0, 1],
+        (1, ENSEMBLE): [1, 1],
+    }
+
+
+def test_the_meta_values_come_back(ledger):
+    meta = reopened(ledger).meta
+    assert (meta["study"], meta["seed"], meta["format"]) == ("s", 3, FORMAT)
+
+
+# A repeat is harmless.
+
+
+def test_a_repeated_report_overwrites_nothing_and_costs_nothing(ledger):
+    assert ledger.report("t", [row(1, 0.5, seeds=8), row(2, 0.6, seeds=8)]) == 16
+    before = ledger.epochs()
+    assert ledger.report("t", [row(1, 0.9, seeds=8), row(2, 0.9, seeds=8)]) == 0
+    assert ledger.epochs() == before
+
+
+def test_the_same_epoch_of_another_trial_is_no_repeat(ledger):
+    assert ledger.report("t", [row(1)]) == ledger.report("u", [row(1)]) == 2
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(reports=st.lists(st.tuples(st.sampled_from("tu"), st.lists(st.integers(1, 9), max_size=5)), max_size=6))
+def test_only_new_epochs_cost_and_they_keep_the_order_of_their_reports(ledger, reports):
+    before = len(ledger.epochs())
+    seen = []
+    for trial, epochs in reports:
+        trial += f"-{before}"  # each example meets its own trials
+        new = [(trial, e) for e in dict.fromkeys(epochs) if (trial, e) not in seen]
+        assert ledger.report(trial, [row(e, seeds=3) for e in epochs]) == 3 * len(new)
+        seen += new
+    assert [(r.trial, r.epoch) for r in ledger.epochs()[before:]] == seen
+
+
+def test_a_trial_ends_once(ledger):
+    assert ledger.end("t", "stopped", 6, "first") is True
+    assert ledger.end("t", "finished", 50, "second") is False
+    assert ledger.ends() == {"t": EndRecord("t", "stopped", 6, "first")}
+
+
+# What is no ledger says so.
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        (lambda run: None, "does not exist"),
+        (lambda run: run.mkdir(), "has no ledger.sqlite"),
+        (lambda run: (run.mkdir(), (run / FILE).write_text("not SQLite " * 100)), "is not a ledger of distune"),
+        (lambda run: (run.mkdir(), sqlite3.connect(run / FILE).close()), "is not a ledger of distune"),
+    ],
+    ids=["nothing", "empty folder", "text", "empty database"],
+)
+def test_what_is_no_ledger_is_named_and_refused(tmp_path, there, said):
+    there(tmp_path / "run")
+    with pytest.raises(NotALedger, match=said) as error:
+        Ledger.open(tmp_path / "run")
+    assert str(tmp_path / "run") in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_ledger_says_where_to_look(tmp_path):
+    with pytest.raises(NotALedger, match="`distune runs` lists run folders"):
+        Ledger.open(tmp_path)
+
+
+def test_a_ledger_of_a_newer_format_is_refused(ledger):
+    with sqlite3.connect(ledger.path) as db:
+        db.execute("UPDATE meta SET value = ? WHERE key = 'format'", (str(FORMAT + 1),))
+    with pytest.raises(NotALedger, match=rf"newer distune \(format {FORMAT + 1}, this one reads up to {FORMAT}\)"):
+        reopened(ledger)
+
+
+def test_a_ledger_is_never_written_over(ledger):
+    with pytest.raises(FileExistsError, match=FILE):
+        Ledger.create(ledger.path.parent, {})
+
+
+# A kill leaves whole reports.
+
+ROWS = 40
+WRITER = f"""
+import sys
+from pathlib import Path
+from search.ledger import Ledger
+from tests.made_ledgers import row
+with Ledger.open(Path(sys.argv[1])) as ledger:
+    for report in range(int(sys.argv[2]), 10**9):
+        audit = {{"ce": {{"weight": 1.0, "norm": 1.0, "share": 1.0, "cosine": 1.0}}}}
+        ledger.report(f"t{{report}}", [row(e, 0.5) | {{"audit": audit}} for e in range({ROWS})])
+        print(report, flush=True)
+"""
+
+
+def test_a_writer_killed_in_the_middle_of_reporting_leaves_only_whole_reports(tmp_path):
+    Ledger.create(tmp_path, {}).close()
+    delay, reported = random.Random(1), 0
+    for _ in range(4):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path), str(reported)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        time.sleep(delay.uniform(0.02, 0.06))
+        os.kill(writer.pid, signal.SIGKILL)
+        acknowledged = [int(line) for line in writer.stdout if line.endswith("\n")]
+        assert writer.wait() == -signal.SIGKILL
+        with Ledger.open(tmp_path) as ledger:
+            epochs, audits = ledger.epochs(), ledger.audits()
+        trials = {r.trial for r in epochs}
+        assert len(epochs) == len(audits) == ROWS * len(trials)
+        assert trials >= {f"t{n}" for n in acknowledged}
+        reported = len(trials)
+
+
+def test_the_ledger_the_selection_and_the_comparison_open_without_ray_and_torch():
+    code = (
+        "import sys, search.ledger, search.selection, analysis.comparison, analysis.tables\n"
+        "print(sorted({'ray', 'torch', 'optuna'} & sys.modules.keys()))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "[]"

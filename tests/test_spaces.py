@@ -1,0 +1,461 @@
+"""Studies from names, YAML and assignments: what is refused and how, what changes, and what budgets and ranges mean."""
+
+import math
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spaces import A_A_CONTROL, BASELINE, BUILT_IN, BadInput, Budget, Choice, Range, adjust, load_study, to_yaml
+
+STUDY = load_study("mlp-ensemble")
+ACCEPTED = pytest.fail.Exception  # what `pytest.raises` raises where nothing was refused
+
+
+def written(folder, text):
+    path = folder / "study.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def defect(raises, reason):
+    """A known fault of the code, reported: the test fails in just this way until it is mended."""
+    return pytest.mark.xfail(strict=True, raises=raises, reason=reason)
+
+
+def refusal(*args, **kwargs):
+    """The one line that `load_study` refuses this with."""
+    with pytest.raises(BadInput) as refused:
+        load_study(*args, **kwargs)
+    line = str(refused.value)
+    assert line
+    assert "\n" not in line
+    return line
+
+
+# bad input: one line that says what was given and what is allowed
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("mlp-ensembl", ["unknown study 'mlp-ensembl'", "did you mean 'mlp-ensemble'?", ".yaml"]),
+        ("promo", ["unknown study 'promo'", "mlp-ensemble"]),
+        ("", ["unknown study ''"]),
+        ("no/such/file.yaml", ["no/such/file.yaml", "No such file"]),
+    ],
+)
+def test_an_unknown_study_is_refused(name, says):
+    line = refusal(name)
+    assert all(part in line for part in says)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[1, 2]", ["must be a mapping", "list"]),
+        ("just words", ["must be a mapping", "str"]),
+        ("", ["must be a mapping"]),
+        ("name: [", ["not valid YAML"]),
+        ("\tname: x", ["not valid YAML"]),
+        (b"\xff\xfe\x00", ["cannot read the study file"]),
+        ("extends: mlp-ensembel", ["unknown study 'mlp-ensembel'", "did you mean 'mlp-ensemble'?"]),
+        ("extends: promo", ["unknown study 'promo'", "allowed are mlp-ensemble"]),
+        ("extends: null", ["unknown study 'None'"]),
+        pytest.param(
+            "extends: [mlp-ensemble]",
+            ["extends"],
+            marks=defect(TypeError, "unhashable type, in spaces.load._read_yaml"),
+        ),
+        ("name: mine", ["is missing"]),
+        ("extends: mlp-ensemble\nbugdet: {confirm_seeds: 40}", ["unknown key bugdet", "did you mean 'budget'?"]),
+        ("extends: mlp-ensemble\nspace: {learning_rat: {low: 0.0005}}", ["did you mean 'learning_rate'?"]),
+        ("extends: mlp-ensemble\narms: {kd: {space: {temperature: warm}}}", ["arms.kd.space.temperature", "'warm'"]),
+        ("extends: mlp-ensemble\narms: {kd: null}", ["arms.kd", "None"]),
+        pytest.param(
+            "extends: mlp-ensemble\narms: {kd: 3}\nspace: {learning_rate: {low: 0.0005}}",
+            ["arms.kd"],
+            marks=defect(TypeError, "spaces.load._everywhere meets an arm that is no mapping"),
+        ),
+        ("extends: mlp-ensemble\n1: 2", ["keys should be strings"]),
+    ],
+)
+def test_a_study_file_that_cannot_be_used_is_refused(tmp_path, text, says):
+    line = refusal(written(tmp_path, text))
+    assert all(part in line for part in says)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "says"),
+    [
+        # keys
+        ("confirm_seeds", ["key=value", "'confirm_seeds'"]),
+        ("=3", ["key=value"]),
+        ("budget..confirm_seeds=40", ["key=value"]),
+        ("budget.confirm_seed=40", ["unknown key budget.confirm_seed", "did you mean 'confirm_seeds'?"]),
+        ("data.n_sample=600", ["unknown key data.n_sample", "did you mean 'n_samples'?"]),
+        ("arms.kd.spaces={}", ["unknown key arms.kd.spaces", "did you mean 'space'?"]),
+        ("arms.kd.space.temperature.hihg=9", ["unknown key", "did you mean 'high'?"]),
+        ("arms.kd.space.smoothing={low: 0.1, high: 0.2}", ["arms.kd", "smoothing", "temperature"]),
+        ("space.temperatur.low=2", ["space.temperatur", "did you mean 'temperature'?"]),
+        ("space=3", ["space", "3"]),
+        # types
+        ("budget.confirm_seeds=[", ["not valid YAML"]),
+        ("budget.confirm_seeds=many", ["budget.confirm_seeds", "'many'", "integer"]),
+        ("budget.confirm_seeds=20.5", ["budget.confirm_seeds", "20.5", "integer"]),
+        ("budget=3", ["budget", "got 3"]),
+        ("arms=null", ["arms", "None"]),
+        ("data.kind=csv", ["data.kind", "'csv'", "'make_classification'"]),
+        ("arms.kd.variant=kdd", ["arms.kd.variant", "'kdd'", "'hard_labels'"]),
+        ("confirm_on=test", ["confirm_on", "'test'", "'train+validation'"]),
+        ("contrasts=[[kd, hard_labels]]", ["contrasts.0.2 is missing"]),
+        # ranges
+        ("space.learning_rate.low=0.5", ["low must be less than high", "low=0.5", "high=0.03"]),
+        ("space.learning_rate.low=0.03", ["low must be less than high"]),
+        ("space.weight_decay.low=0", ["log range must start above 0", "low=0"]),
+        ("space.weight_decay.low=-1", ["log range must start above 0"]),
+        ("space.learning_rate.low=.nan", ["learning_rate.low", "nan", "finite"]),
+        ("space.learning_rate.high=.inf", ["learning_rate.high", "inf", "finite"]),
+        ("space.kd_weight.high=1.5", ["kd_weight must be a number from 0 to 1", "1.5"]),
+        ("space.batch_size.choices=[64]", ["two or more different values", "64"]),
+        ("space.batch_size.choices=[64, 64]", ["two or more different values"]),
+        ("space.batch_size.choices=[64, big]", ["batch_size must be a whole number", "'big'"]),
+        ("space.batch_size.choices=[64, 0.5]", ["batch_size must be a whole number", "0.5"]),
+        ("arms.kd.space.learning_rate.low=0.0005", ["arms.kd.space.learning_rate", "hard_labels", "0.0005"]),
+        # configurations
+        ("arms.kd.default.temperature=99", ["temperature=99", "outside its space", "1 to 20"]),
+        ("arms.kd.default.temperature=.nan", ["arms.kd.default.temperature", "nan"]),
+        ("arms.kd.default.temperature=true", ["temperature=True", "outside its space"]),
+        ("arms.kd.default.momentum=0.9", ["arms.kd.default", "momentum"]),
+        ("arms.kd.published.config.kd_weight=7", ["kd_weight must be a number from 0 to 1", "7"]),
+        ("margin=.nan", ["margin", "nan"]),
+        ("margin=0", ["margin", "greater than 0"]),
+        # budgets
+        ("budget.seed_epochs_per_arm=100", ["seed_epochs_per_arm=100 is too small", "192"]),
+        ("budget.seed_epochs_per_arm=0", ["budget.seed_epochs_per_arm", "greater than 0"]),
+        ("quick.seed_epochs_per_arm=20", ["quick", "seed_epochs_per_arm=20 is too small"]),
+        ("budget.confirm_seeds=4", ["confirm_seeds=4 cannot decide between 5 arms", "at least 7"]),
+        ("quick.confirm_seeds=6", ["confirm_seeds=6 cannot decide", "at least 7"]),
+        ("budget.confirm_seeds=21", ["confirm_seeds=21 must be a multiple of subsearches=4"]),
+        ("budget.reevaluate_share=0.9", ["budget.reevaluate_share", "0.9", "0.5"]),
+        # arms and data
+        ("claims=[{better: kd, worse: at, gain: 0.1, source: x}]", ["claim kd > at", "does not have"]),
+        ("contrasts=[[kd, at, why]]", ["contrast kd - at", "does not have"]),
+        ("trainable=nowhere.py:train", ["path/to/file.py:function", "nowhere.py:train"]),
+        ("data.n_redundant=15", ["n_informative=10 + n_redundant=15", "n_features=20"]),
+        ("teacher.dropout=[0.3]", ["dropout", "3 hidden layers"]),
+        ("student.hidden=[64, 0]", ["student.hidden.1", "greater than 0"]),
+    ],
+)
+def test_an_assignment_that_cannot_be_used_is_refused(assignment, says):
+    line = refusal("mlp-ensemble", [assignment])
+    assert all(part in line for part in says), line
+
+
+def test_the_same_fault_in_every_arm_is_told_once_and_counted():
+    assert refusal("mlp-ensemble", ["space.learning_rate.low=0.5"]).endswith("(and 4 more like it)")
+
+
+@pytest.mark.parametrize("needed", [BASELINE, A_A_CONTROL])
+def test_a_study_without_its_baseline_or_a_a_control_is_refused(tmp_path, needed):
+    raw = yaml.safe_load(to_yaml(STUDY))
+    del raw["arms"][needed]
+    raw["contrasts"] = raw["claims"] = []
+    assert f"every study searches the arm {needed}" in refusal(written(tmp_path, yaml.safe_dump(raw)))
+
+
+def test_a_study_whose_baseline_is_not_searched_is_refused(tmp_path):
+    raw = yaml.safe_load(to_yaml(STUDY))
+    raw["arms"][BASELINE]["space"] = {}
+    assert f"every study searches the arm {BASELINE}" in refusal(written(tmp_path, yaml.safe_dump(raw)))
+
+
+@pytest.mark.parametrize(
+    "assignments",
+    [
+        pytest.param(
+            ["arms.kd.teacher_rows=none"],
+            marks=defect(ACCEPTED, "accepted; a trial of kd then fails its assertion"),
+        ),
+        pytest.param(
+            ["metric=accurracy"],
+            marks=defect(ACCEPTED, "accepted; the sweep then asks for val_accurracy"),
+        ),
+        pytest.param(
+            ["data.n_informative=1", "data.n_redundant=0"],
+            marks=defect(ACCEPTED, "accepted; make_classification then raises ValueError"),
+        ),
+        pytest.param(
+            ["data.random_state=-1"],
+            marks=defect(ACCEPTED, "accepted; RandomState then raises ValueError"),
+        ),
+        pytest.param(
+            ["space.batch_size={low: 32, high: 256}"],
+            marks=defect(ACCEPTED, "accepted; a Range proposes fractions of a row"),
+        ),
+        pytest.param(
+            ["arms.kd.space.temperature.high=10"],
+            marks=defect(ACCEPTED, "accepted; only the baseline's ranges are held equal"),
+        ),
+        pytest.param(
+            ["arms=3", "space.learning_rate.low=0.0005"],
+            marks=defect(AttributeError, "spaces.load._everywhere meets arms that are no mapping"),
+        ),
+    ],
+    ids=" ".join,
+)
+def test_a_study_that_could_not_run_or_not_compare_is_refused(assignments):
+    refusal("mlp-ensemble", assignments)
+
+
+# what a study file and an assignment change
+
+
+@pytest.mark.parametrize("study", BUILT_IN.values(), ids=lambda study: study.name)
+def test_a_study_survives_its_yaml(tmp_path, study):
+    assert load_study(written(tmp_path, to_yaml(study))) == study
+    quick = adjust(study, quick=True)
+    assert load_study(written(tmp_path, to_yaml(quick))) == quick != study
+
+
+def test_extending_a_study_changes_what_it_names_and_nothing_else(tmp_path):
+    extended = load_study(
+        written(
+            tmp_path,
+            "extends: mlp-ensemble\nname: mine\nbudget: {confirm_seeds: 40}\narms: {kd: {default: {temperature: 5.0}}}",
+        )
+    )
+    expected, changed = yaml.safe_load(to_yaml(STUDY)), yaml.safe_load(to_yaml(extended))
+    expected["name"] = "mine"
+    expected["budget"]["confirm_seeds"] = 40
+    expected["arms"]["kd"]["default"]["temperature"] = 5.0
+    assert changed == expected
+
+
+def test_extending_a_study_leaves_the_built_in_one_alone(tmp_path):
+    before = to_yaml(BUILT_IN["mlp-ensemble"])
+    load_study(written(tmp_path, "extends: mlp-ensemble\nspace: {learning_rate: {low: 0.0005}}"))
+    adjust(STUDY, quick=True, arms=["kd"], trials=50, confirm_seeds=40)
+    assert to_yaml(BUILT_IN["mlp-ensemble"]) == before
+
+
+def test_assignments_are_laid_over_the_study_in_order():
+    study = load_study("mlp-ensemble", ["budget.confirm_seeds=40", "budget.confirm_seeds=60", "name=mine"])
+    assert (study.budget.confirm_seeds, study.name) == (60, "mine")
+    assert load_study("mlp-ensemble", ["budget.confirm_seeds=20"]) == STUDY
+
+
+@pytest.mark.parametrize("low", ["0.0005", "5e-4"])
+def test_a_space_assignment_changes_a_dimension_in_every_arm_that_searches_it(low):
+    study = load_study("mlp-ensemble", [f"space.learning_rate.low={low}", "space.temperature.high=10"])
+    for name, arm in study.arms.items():
+        assert arm.space["learning_rate"] == Range(5e-4, 3e-2, log=True)
+        assert arm.space.keys() == STUDY.arms[name].space.keys()
+    for name in ("kd", "kd_shuffled"):
+        assert study.arms[name].space["temperature"] == Range(1.0, 10.0, log=True)
+
+
+def test_a_dimension_may_get_other_choices_or_turn_into_one():
+    study = load_study(
+        "mlp-ensemble", ["space.batch_size.choices=[64, 128]", "space.weight_decay={choices: [0, 0.0001]}"]
+    )
+    assert study.arms["kd"].space["batch_size"] == Choice((64, 128))
+    assert study.arms["kd"].space["weight_decay"] == Choice((0, 0.0001))
+
+
+@defect(BadInput, "YAML 1.1 reads 1e-3 as text, and a configuration keeps it as text")
+def test_numbers_without_a_point_are_numbers_in_configurations_too():
+    assert load_study("mlp-ensemble", ["arms.kd.default.learning_rate=1e-3"]) == STUDY
+
+
+@defect(KeyError, "spaces.load._everywhere meets an arm without a space")
+def test_a_fixed_arm_of_ones_own_goes_with_a_space_for_all(tmp_path):
+    text = """
+        extends: mlp-ensemble
+        arms:
+          as_printed:
+            variant: kd
+            teacher_rows: own
+            default: {learning_rate: 0.001, weight_decay: 0, batch_size: 64, temperature: 3, kd_weight: 0.7}
+        space: {learning_rate: {low: 0.0005}}
+    """
+    assert load_study(written(tmp_path, text)).arms["as_printed"].kind == "fixed"
+
+
+# adjusting
+
+
+def test_quick_takes_the_quick_budget():
+    assert adjust(STUDY, quick=True).budget == STUDY.quick
+    assert adjust(STUDY).budget == STUDY.budget
+
+
+def test_other_numbers_replace_those_of_the_budget():
+    budget = adjust(STUDY, quick=True, confirm_seeds=12, seed_epochs_per_arm=None).budget
+    assert budget.confirm_seeds == 12
+    assert budget.seed_epochs_per_arm == STUDY.quick.seed_epochs_per_arm
+
+
+@pytest.mark.parametrize("trials", [10, 25, 64, 200])
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_number_of_trials_is_a_search_of_so_many_mean_costs(trials, quick):
+    budget = adjust(STUDY, quick=quick, trials=trials).budget
+    wanted = trials * budget.mean_trial_cost
+    assert budget.seed_epochs_per_arm == math.ceil(wanted / (1 - budget.reevaluate_share))
+    assert budget.search_seed_epochs >= wanted
+
+
+def test_the_mean_cost_of_a_trial_when_a_third_passes_each_rung():
+    budget = Budget(6000, seeds_per_trial=8, confirm_seeds=20, max_epochs=50)
+    assert budget.rungs == (6, 18, 50)
+    assert budget.mean_trial_cost == pytest.approx(8 * (6 + 12 / 3 + 32 / 9))
+
+
+def test_some_arms_keep_the_baseline_and_the_a_a_control():
+    kept = adjust(STUDY, arms=["kd"])
+    assert list(kept.arms) == [BASELINE, A_A_CONTROL, "kd"]
+    assert all(kept.arms[name] == STUDY.arms[name] for name in kept.arms)
+    assert [(a, b) for a, b, _ in kept.contrasts] == [("kd", "hard_labels")]
+    assert kept.claims == STUDY.claims
+
+
+def test_contrasts_and_claims_of_missing_arms_are_dropped():
+    kept = adjust(STUDY, arms=["kd_shuffled", "label_smoothing"])
+    assert list(kept.arms) == [BASELINE, A_A_CONTROL, "label_smoothing", "kd_shuffled"]
+    assert kept.contrasts == ()
+    assert kept.claims == ()
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"arms": ["kdd"]}, ["unknown arm 'kdd'", "did you mean 'kd'?", "label_smoothing"]),
+        ({"trials": 0}, ["seed_epochs_per_arm", "greater than 0"]),
+        ({"trials": 1}, ["seed_epochs_per_arm", "too small"]),
+        ({"confirm_seeds": 22}, ["multiple of subsearches=4"]),
+        ({"confirm_seeds": 4}, ["cannot decide"]),
+        ({"seed_epochs_per_arm": 100}, ["too small"]),
+        ({"seeds_per_trial": -1}, ["seeds_per_trial", "greater than 0"]),
+    ],
+)
+def test_an_adjustment_that_cannot_be_used_is_refused(asked, says):
+    with pytest.raises(BadInput) as refused:
+        adjust(STUDY, **asked)
+    line = str(refused.value)
+    assert "\n" not in line
+    assert all(part in line for part in says), line
+
+
+# budgets
+
+
+@pytest.mark.parametrize(
+    ("max_epochs", "rungs"),
+    [
+        (1, (1,)),
+        (2, (1, 2)),
+        (3, (1, 3)),
+        (9, (1, 3, 9)),
+        (10, (2, 6, 10)),
+        (24, (3, 9, 24)),
+        (27, (3, 9, 27)),
+        (50, (6, 18, 50)),
+        (81, (9, 27, 81)),
+        (100, (12, 36, 100)),
+    ],
+)
+def test_rungs(max_epochs, rungs):
+    assert Budget(10**6, 8, 20, max_epochs).rungs == rungs
+
+
+@given(st.integers(1, 1000), st.integers(2, 5))
+def test_the_first_rung_is_a_ninth_at_least_and_the_last_is_all_epochs(max_epochs, reduction_factor):
+    rungs = Budget(10**7, 8, 20, max_epochs, reduction_factor=reduction_factor).rungs
+    assert max_epochs / 9 <= rungs[0] < max_epochs / 9 + 1
+    assert rungs[-1] == max_epochs
+    assert list(rungs) == sorted(set(rungs))
+
+
+@given(st.integers(3_000, 200_000), st.integers(1, 32), st.integers(1, 8), st.integers(10, 60), st.floats(0, 0.5))
+def test_search_and_reevaluation_add_up_to_the_budget(spend, seeds, subsearches, max_epochs, share):
+    budget = Budget(spend, seeds, 8 * subsearches, max_epochs, subsearches=subsearches, reevaluate_share=share)
+    top, fresh_seeds = budget.reevaluation
+    reevaluation = subsearches * top * fresh_seeds * max_epochs
+    assert budget.search_seed_epochs + reevaluation == spend
+    assert 0 <= reevaluation <= share * spend
+    assert (top, fresh_seeds) == (0, 0) or (2 <= top <= 5 and 2 <= fresh_seeds <= 2 * seeds)
+
+
+def test_the_default_budget_reevaluates_the_best_of_each_sub_search():
+    assert Budget(6000, 8, 20, 50).reevaluation == (2, 3)  # 0.2 x 6000 / 4 / 50 = 6 runs
+    assert Budget(24000, 8, 20, 50).reevaluation == (5, 4)  # 24 runs
+
+
+@pytest.mark.parametrize("arms", [("kd",), ("kd", "kd_shuffled"), ("kd", "kd_shuffled", "label_smoothing")])
+def test_the_least_number_of_seeds_can_decide_and_one_fewer_cannot(arms):
+    study = adjust(STUDY, arms=arms)
+    tests, n = len(arms), study.least_confirm_seeds
+    assert 2.0 ** (1 - n) <= 0.05 / tests < 2.0 ** (1 - (n - 1))
+
+
+# ranges and choices
+
+
+@st.composite
+def ranges(draw):
+    log = draw(st.booleans())
+    low = draw(st.floats(1e-8, 1e3)) if log else draw(st.floats(-1e3, 1e3))
+    return Range(low, low + draw(st.floats(1e-2, 1e3)), log=log)
+
+
+@given(ranges(), st.floats(0, 1))
+def test_fraction_is_the_inverse_of_at(dimension, u):
+    assert dimension.fraction(dimension.at(u)) == pytest.approx(u, abs=1e-6)
+
+
+@given(ranges(), st.floats(0, 1), st.floats(0, 1))
+def test_at_rises_with_the_fraction(dimension, a, b):
+    low, high = sorted((a, b))
+    assert dimension.at(low) <= dimension.at(high)
+
+
+@defect(AssertionError, "at(1.0) of 1e-6 to 1e-2 (log) is 0.010000000000000014")
+@pytest.mark.parametrize("name", ["weight_decay"])
+def test_the_ends_of_a_range_lie_within_it(name):
+    dimension = STUDY.arms["kd"].space[name]
+    assert dimension.contains(dimension.at(0.0))
+    assert dimension.contains(dimension.at(1.0))
+
+
+def test_at_follows_the_logarithm_where_it_is_asked_to():
+    assert Range(1e-4, 1e-2, log=True).at(0.5) == pytest.approx(1e-3)
+    assert Range(0.0, 4.0).at(0.25) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("dimension", "value", "edge"),
+    [
+        (Range(0.0, 1.0), 0.0, True),
+        (Range(0.0, 1.0), 0.049, True),
+        (Range(0.0, 1.0), 0.051, False),
+        (Range(0.0, 1.0), 0.949, False),
+        (Range(0.0, 1.0), 0.951, True),
+        (Range(1e-4, 1e-2, log=True), 1.2e-4, True),
+        (Range(1e-4, 1e-2, log=True), 6e-4, False),  # 5 % of the line, 39 % of the logarithm
+        (Range(1e-4, 1e-2, log=True), 9e-3, True),
+        (Choice((32, 64, 128)), 32, True),
+        (Choice((32, 64, 128)), 64, False),
+        (Choice((128, 32, 64)), 128, True),
+        (Choice((32, 64)), 32, False),
+        (Choice(("sum", "mean", "paper")), "sum", False),
+    ],
+)
+def test_a_value_close_to_a_bound_is_at_the_edge(dimension, value, edge):
+    assert dimension.at_edge(value) is edge
+
+
+@given(st.floats(0, 1))
+def test_a_choice_takes_each_value_for_an_equal_part_of_the_fraction(u):
+    choices = ("a", "b", "c", "d")
+    assert Choice(choices).at(u) == choices[min(math.floor(4 * u), 3)]
