@@ -132,12 +132,14 @@ CONTEXT = Context(
 
 @pytest.fixture
 def trial(monkeypatch):
-    """Train a variant of the test's own: a second term beside the cross-entropy."""
+    """Train a variant of the test's own: a second term, or a third too, beside the cross-entropy."""
 
-    def run(second_term, weight=1.0, context=CONTEXT, **config):
+    def run(*further, weight=1.0, context=CONTEXT, **config):
         def variant(student, teacher, labels, hp):
-            ce = cross_entropy(student.logits, labels)
-            return {"ce": Term(ce, 1.0), "second": Term(second_term(student.logits, labels), weight)}
+            terms = {"ce": Term(cross_entropy(student.logits, labels), 1.0)}
+            for name, term in zip(("second", "third"), further, strict=False):
+                terms[name] = Term(term(student.logits, labels), weight)
+            return terms
 
         monkeypatch.setitem(VARIANTS, "of this test", variant)
         hp = {"learning_rate": 1e-3, "weight_decay": 0.0, "batch_size": 64}
@@ -177,6 +179,13 @@ def test_a_dead_term_that_the_arm_declares_is_let_through(trial):
     assert result.audit["second"].norm == 0
     with pytest.raises(DeadTerm, match="second"):
         trial(detached, dead_terms=("another",))
+
+
+def test_a_declared_dead_term_does_not_stop_a_trial_whose_other_term_wakes_later(trial):
+    (result,) = trial(detached, on_class_one, context=class_zero_first(BATCH), dead_terms=("second",))
+    assert result.audit["third"].norm == 0
+    with pytest.raises(DeadTerm, match="the loss term third has"):
+        trial(detached, on_class_one, context=class_zero_first(4 * BATCH), dead_terms=("second",))
 
 
 def test_a_dead_term_without_weight_is_let_through(trial):

@@ -180,7 +180,7 @@ def test_a_study_whose_baseline_is_not_searched_is_refused(tmp_path):
         ),
         pytest.param(
             ["metric=accurracy"],
-            marks=defect(ACCEPTED, "accepted; the sweep then asks for val_accurracy"),
+            marks=defect(ACCEPTED, "accepted; every trial then fails for want of val_accurracy"),
         ),
         pytest.param(
             ["data.n_informative=1", "data.n_redundant=0"],
@@ -331,7 +331,7 @@ def test_contrasts_and_claims_of_missing_arms_are_dropped():
     ("asked", "says"),
     [
         ({"arms": ["kdd"]}, ["unknown arm 'kdd'", "did you mean 'kd'?", "label_smoothing"]),
-        ({"trials": 0}, ["seed_epochs_per_arm", "greater than 0"]),
+        ({"trials": 0}, ["number of trials", "got 0"]),
         ({"trials": 1}, ["seed_epochs_per_arm", "too small"]),
         ({"confirm_seeds": 22}, ["multiple of subsearches=4"]),
         ({"confirm_seeds": 4}, ["cannot decide"]),
@@ -377,13 +377,13 @@ def test_the_first_rung_is_a_ninth_at_least_and_the_last_is_all_epochs(max_epoch
     assert list(rungs) == sorted(set(rungs))
 
 
-@given(st.integers(3_000, 200_000), st.integers(1, 32), st.integers(1, 8), st.integers(10, 60), st.floats(0, 0.5))
+@given(st.integers(4_000, 200_000), st.integers(1, 32), st.integers(1, 8), st.integers(10, 60), st.floats(0, 0.5))
 def test_search_and_reevaluation_add_up_to_the_budget(spend, seeds, subsearches, max_epochs, share):
     budget = Budget(spend, seeds, 8 * subsearches, max_epochs, subsearches=subsearches, reevaluate_share=share)
     top, fresh_seeds = budget.reevaluation
     reevaluation = subsearches * top * fresh_seeds * max_epochs
     assert budget.search_seed_epochs + reevaluation == spend
-    assert 0 <= reevaluation <= share * spend
+    assert 0 <= reevaluation <= share * spend + 1e-6
     assert (top, fresh_seeds) == (0, 0) or (2 <= top <= 5 and 2 <= fresh_seeds <= 2 * seeds)
 
 
@@ -417,7 +417,7 @@ def test_fraction_is_the_inverse_of_at(dimension, u):
 @given(ranges(), st.floats(0, 1), st.floats(0, 1))
 def test_at_rises_with_the_fraction(dimension, a, b):
     low, high = sorted((a, b))
-    assert dimension.at(low) <= dimension.at(high)
+    assert dimension.at(low) <= dimension.at(high) + 1e-12 * abs(dimension.at(high))
 
 
 @defect(AssertionError, "at(1.0) of 1e-6 to 1e-2 (log) is 0.010000000000000014")
