@@ -106,7 +106,7 @@ def show_audit(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         dead = "dead, declared" if row["declared_dead"] else ("dead" if row["norm"] == 0 else "")
         values = [_number(row[k]) for k in ("weight", "norm", "share", "cosine")]
-        table.add_row(row["arm"], row["when"], row["term"], dead, *values)
+        table.add_row(row["arm"], f"epoch {row['epoch']}" if row["epoch"] else "first step", row["term"], dead, *values)
     wide_console().print(table)
 
 

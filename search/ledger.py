@@ -165,7 +165,7 @@ class Ledger:
         self._db.execute("INSERT OR IGNORE INTO attempts VALUES (?, ?, ?)", (attempt, trial, time.time()))
 
     def report(self, trial: str, rows: Iterable[Mapping[str, Any]]) -> int:
-        """Append epoch rows (`epoch, seeds, seconds, score, se, nll, metrics, audit`); returns the new seed-epochs."""
+        """Append epoch rows (`epoch, seeds, seconds, score, se, nll, metrics, audits`); returns the new seed-epochs."""
         cost = 0
         with self._transaction():
             for row in rows:
@@ -176,11 +176,9 @@ class Ledger:
                     (*values, json.dumps(row["metrics"])),
                 ).rowcount
                 cost += added * row["seeds"]
-                for term, a in (row.get("audit") or {}).items():
-                    self._db.execute(
-                        "INSERT OR IGNORE INTO audits VALUES (?, ?, ?, ?, ?, ?, ?)",
-                        (trial, row["epoch"], term, a["weight"], a["norm"], a["share"], a["cosine"]),
-                    )
+                for a in row.get("audits", ()):
+                    audited = (trial, a["epoch"], a["term"], a["weight"], a["norm"], a["share"], a["cosine"])
+                    self._db.execute("INSERT OR IGNORE INTO audits VALUES (?, ?, ?, ?, ?, ?, ?)", audited)
         return cost
 
     def end(self, trial: str, how: str, epoch: int, message: str = "") -> bool:

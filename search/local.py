@@ -23,7 +23,7 @@ START_SECONDS = 12.0  # Ray and its workers
 
 
 def audit_study(study: Study, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Every arm at its default, trained to the first rung: one row a term at the first step and at that rung."""
+    """Every arm at its default, trained to the first rung: one row a term at the first step (epoch 0) and there."""
     dataset = load(asdict(study.data))
     say("teacher: from the cache or trained now")
     teacher = build_teacher(study, 0, dataset, TRAIN, 0)
@@ -33,11 +33,11 @@ def audit_study(study: Study, say: Callable[[str], None]) -> list[dict[str, Any]
         say(f"audit: {name}")
         config = trial_config(arm, arm.default, (SEARCH,), study, epochs=study.budget.rungs[0])
         for result in load_trainable(study)(config, payload.context()):
-            for term, audited in (result.audit or {}).items():
-                when = "first step" if result.epoch == 1 else f"epoch {result.epoch}"
-                declared = term in arm.dead_terms
-                numbers = {k: v if math.isfinite(v) else None for k, v in asdict(audited).items()}
-                rows.append({"arm": name, "term": term, "when": when, **numbers, "declared_dead": declared})
+            for epoch, terms in result.audits.items():
+                for term, audited in terms.items():
+                    numbers = {k: v if math.isfinite(v) else None for k, v in asdict(audited).items()}
+                    declared = term in arm.dead_terms
+                    rows.append({"arm": name, "term": term, "epoch": epoch, **numbers, "declared_dead": declared})
     return rows
 
 

@@ -10,6 +10,7 @@ import logging
 import math
 import statistics
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -48,6 +49,8 @@ def run_trial(config: dict[str, Any], shared: list[Any], checkpoints: str) -> No
             last, now = result, time.monotonic()
             rows.append(as_row(result, study.val_metric, len(trial.replicates), now - began))
             began = now
+            if result.epoch >= trial.epochs:
+                deque(results, maxlen=0)  # let it end by itself: its last report is answered with a stop
             decides = result.diverged or result.epoch in study.budget.rungs
             if not decides and now - reported < REPORT_EVERY_S:
                 continue
@@ -78,7 +81,11 @@ def as_row(result: EpochResult, metric: str, seeds: int, seconds: float) -> dict
         "se": statistics.stdev(score) / math.sqrt(len(score)) if len(score) > 1 else None,
         "nll": statistics.fmean(nll) if nll else None,
         "metrics": {name: [_number(v) for v in values] for name, values in result.metrics.items()},
-        "audit": {t: {k: _number(v) for k, v in asdict(a).items()} for t, a in (result.audit or {}).items()},
+        "audits": [
+            {"epoch": epoch, "term": term, **{k: _number(v) for k, v in asdict(audited).items()}}
+            for epoch, terms in result.audits.items()
+            for term, audited in terms.items()
+        ],
     }
 
 

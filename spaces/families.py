@@ -21,6 +21,7 @@ OF_VARIANT: dict[str, tuple[str, ...]] = {
     "label_smoothing": ("smoothing",),
     "kd": ("temperature", "kd_weight"),
 }
+NEEDS_TEACHER = ("kd",)
 # What a hyperparameter may be at all, whatever the space says: (lowest, highest, whole number).
 LIMITS: dict[str, tuple[float, float, bool]] = {
     "learning_rate": (1e-8, 10.0, False),
@@ -39,10 +40,10 @@ class MakeClassification:
     kind: Literal["make_classification"] = "make_classification"
     n_samples: int = Field(default=5000, ge=200)
     n_features: Positive = 20
-    n_informative: Positive = 10
+    n_informative: int = Field(default=10, ge=2)
     n_redundant: int = Field(default=5, ge=0)
-    random_state: int = 42
-    split_seed: int = 42
+    random_state: int = Field(default=42, ge=0, lt=2**32)
+    split_seed: int = Field(default=42, ge=0, lt=2**32)
     fresh_rows: int = Field(default=60_000, ge=0)
 
     def __post_init__(self) -> None:
@@ -72,8 +73,8 @@ class MlpEnsemble:
     batch_size: Positive = 64
 
     def __post_init__(self) -> None:
-        if len(self.dropout) != len(self.hidden) or not all(0 <= p < 1 for p in self.dropout):
+        if len(self.dropout) != len(self.hidden) or not all(0 <= p <= 0.99 for p in self.dropout):
             raise ValueError(
-                f"dropout needs one probability in [0, 1) for each of the {len(self.hidden)} hidden layers, "
+                f"dropout needs one probability from 0 to 0.99 for each of the {len(self.hidden)} hidden layers, "
                 f"got {list(self.dropout)}"
             )

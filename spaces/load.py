@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,15 @@ from spaces.study import A_A_CONTROL, BASELINE, Study
 
 BUILT_IN: dict[str, Study] = {study.name: study for study in (mlp_ensemble.STUDY,)}
 _STUDY = pydantic.TypeAdapter(Study)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 1e-3, which has no point, as text; here it is the number that everybody means."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 class BadInput(ValueError):
@@ -86,7 +96,7 @@ def _plain(study: Study) -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"cannot read the study file {path}: {error}") from None
     except yaml.YAMLError as error:
@@ -96,7 +106,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if "extends" not in raw:
         return raw
     base = raw.pop("extends")
-    if base not in BUILT_IN:
+    if not isinstance(base, str) or base not in BUILT_IN:
         raise BadInput(
             f"{path}: extends: unknown study '{base}'{nearest(str(base), BUILT_IN)}: allowed are {', '.join(BUILT_IN)}"
         )
@@ -109,7 +119,7 @@ def _assignment(text: str) -> dict[str, Any]:
     if not equals or not all(key.split(".")):
         raise BadInput(f"--set takes key=value with dots between levels, such as budget.confirm_seeds=40, got '{text}'")
     try:
-        nested: Any = yaml.safe_load(value)
+        nested: Any = yaml.load(value, _Loader)
     except yaml.YAMLError:
         raise BadInput(f"--set {key}: the value '{value}' is not valid YAML") from None
     for part in reversed(key.split(".")):
@@ -125,10 +135,10 @@ def _merge(base: Any, changes: Any, where: str = "") -> Any:
         return changes
     merged = dict(base)
     for key, value in changes.items():
-        if key == "space" and where == "":
-            merged["arms"] = _everywhere(merged["arms"], value)
-        else:
+        if key != "space" or where:
             merged[key] = _merge(base[key], value, f"{where}.{key}") if key in base else value
+    if "space" in changes and not where:  # last, so that it meets the arms as they will be
+        merged["arms"] = _everywhere(merged["arms"], changes["space"])
     return merged
 
 
@@ -136,14 +146,23 @@ def _everywhere(arms: dict[str, Any], space: Any) -> dict[str, Any]:
     """A top-level `space:` changes a dimension in every arm that searches it, so that the arms' ranges stay equal."""
     if not isinstance(space, dict):
         raise BadInput(f"space: must map hyperparameters to ranges, got {space!r}")
-    searched = {name for arm in arms.values() for name in arm["space"]}
+    spaces = _spaces(arms)
+    searched = {name for own in spaces.values() for name in own}
     for name in space:
         if name not in searched:
             raise BadInput(f"space.{name}: no arm searches it{nearest(name, searched)}: {', '.join(sorted(searched))}")
-    return {
-        key: {**arm, "space": {n: _merge(d, space[n]) if n in space else d for n, d in arm["space"].items()}}
-        for key, arm in arms.items()
+    changed = {
+        key: {n: _merge(d, space[n]) if n in space else d for n, d in own.items()} for key, own in spaces.items()
     }
+    return {**arms, **{key: {**arms[key], "space": own} for key, own in changed.items()}}
+
+
+def _spaces(arms: Any) -> dict[str, dict[str, Any]]:
+    """The spaces of the arms that have one; whatever is malformed is left to the validation."""
+    if not isinstance(arms, dict):
+        raise BadInput(f"arms: must map names to arms, got {arms!r}")
+    own = {key: arm.get("space") for key, arm in arms.items() if isinstance(arm, dict)}
+    return {key: space for key, space in own.items() if isinstance(space, dict)}
 
 
 def _validate(raw: Mapping[str, Any]) -> Study:

@@ -29,8 +29,10 @@ class Range:
     def at(self, u: float) -> float:
         """The value at the fraction `u` in [0, 1] of the range."""
         if self.log:
-            return float(math.exp(math.log(self.low) + u * (math.log(self.high) - math.log(self.low))))
-        return float(self.low + u * (self.high - self.low))
+            value = math.exp(math.log(self.low) + u * (math.log(self.high) - math.log(self.low)))
+        else:
+            value = self.low + u * (self.high - self.low)
+        return min(max(value, self.low), self.high)  # rounding may step over an end
 
     def fraction(self, value: float) -> float:
         """Where `value` lies in the range: the inverse of `at`."""

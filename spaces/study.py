@@ -12,8 +12,17 @@ import pydantic
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from spaces.families import LIMITS, OF_VARIANT, ORDINARY, MakeClassification, MlpEnsemble, MlpStudent, Variant
-from spaces.space import STRICT, Choice, Config, Dimension, Space, TeacherRows
+from spaces.families import (
+    LIMITS,
+    NEEDS_TEACHER,
+    OF_VARIANT,
+    ORDINARY,
+    MakeClassification,
+    MlpEnsemble,
+    MlpStudent,
+    Variant,
+)
+from spaces.space import STRICT, Choice, Config, Dimension, Range, Space, TeacherRows
 
 BASELINE = "hard_labels"
 A_A_CONTROL = "hard_labels_again"
@@ -65,8 +74,15 @@ class Arm:
                 raise ValueError(f"space: unknown hyperparameter {name}, the arm has {', '.join(self.default)}")
             if not dimension.contains(self.default[name]):
                 raise ValueError(f"default {name}={self.default[name]} lies outside its space ({dimension})")
+            if isinstance(dimension, Range) and LIMITS.get(name, (0, 0, False))[2]:
+                raise ValueError(f"space.{name} takes whole numbers: give them as {{choices: [32, 64, ...]}}")
             for value in dimension.choices if isinstance(dimension, Choice) else (dimension.low, dimension.high):
                 _check_limits(name, value)
+        if (self.teacher_rows != "none") != (self.variant in NEEDS_TEACHER):
+            needs = (
+                "needs a teacher: own or shuffled_within_class" if self.variant in NEEDS_TEACHER else "has no teacher"
+            )
+            raise ValueError(f"teacher_rows={self.teacher_rows}, but {self.variant} {needs}")
         for config in (self.default, *([self.published.config] if self.published else [])):
             for name, value in config.items():
                 _check_limits(name, value)
@@ -166,7 +182,7 @@ class Study:
     budget: Budget
     quick: Budget
     trainable: str | None = None
-    metric: str = "accuracy"
+    metric: Literal["accuracy"] = "accuracy"
     margin: float = Field(default=0.002, gt=0)
     confirm_on: Literal["train", "train+validation"] = "train"
     confirm_teachers: Positive = 1
@@ -180,12 +196,13 @@ class Study:
         for needed in (BASELINE, A_A_CONTROL):
             if needed not in self.arms or self.arms[needed].kind != "searched":
                 raise ValueError(f"every study searches the arm {needed}, and this one does not")
-        shared: dict[str, Dimension] = self.arms[BASELINE].space
+        shared: dict[str, tuple[str, Dimension]] = {}
         for name, arm in self.arms.items():
-            for hp in shared.keys() & arm.space.keys():
-                if arm.space[hp] != shared[hp]:
+            for hp, dimension in arm.space.items():
+                first, expected = shared.setdefault(hp, (name, dimension))
+                if dimension != expected:
                     raise ValueError(
-                        f"arms.{name}.space.{hp} is {arm.space[hp]} but {BASELINE} searches {shared[hp]}: a shared "
+                        f"arms.{name}.space.{hp} is {dimension} but {first} searches {expected}: a shared "
                         f"hyperparameter has one range, or the comparison is not fair; set space.{hp} for all arms"
                     )
             wanted = {*ORDINARY[self.family], *OF_VARIANT[arm.variant]}

@@ -176,14 +176,14 @@ def test_a_term_without_gradient_stops_the_trial_before_its_first_epoch(trial):
 
 def test_a_dead_term_that_the_arm_declares_is_let_through(trial):
     (result,) = trial(detached, dead_terms=("second",))
-    assert result.audit["second"].norm == 0
+    assert result.audits[0]["second"].norm == 0
     with pytest.raises(DeadTerm, match="second"):
         trial(detached, dead_terms=("another",))
 
 
 def test_a_declared_dead_term_does_not_stop_a_trial_whose_other_term_wakes_later(trial):
     (result,) = trial(detached, on_class_one, context=class_zero_first(BATCH), dead_terms=("second",))
-    assert result.audit["third"].norm == 0
+    assert result.audits[0]["third"].norm == 0
     with pytest.raises(DeadTerm, match="the loss term third has"):
         trial(detached, on_class_one, context=class_zero_first(4 * BATCH), dead_terms=("second",))
 
@@ -195,7 +195,7 @@ def test_a_dead_term_without_weight_is_let_through(trial):
 @pytest.mark.parametrize("batches", [1, 2, 3])
 def test_a_term_that_wakes_within_three_more_batches_is_not_dead(trial, batches):
     (result,) = trial(on_class_one, context=class_zero_first(batches * BATCH))
-    assert result.audit["second"].norm == 0
+    assert result.audits[0]["second"].norm == 0
 
 
 def test_a_term_asleep_on_four_batches_is_dead(trial):
@@ -224,22 +224,22 @@ def test_a_term_that_dies_on_the_way_stops_the_trial_at_the_next_rung(trial):
 
 def test_trials_are_audited_at_the_first_step_and_at_rungs(trial):
     results = trial(squares, epochs=5, audit_at=(3, 5))
-    assert [r.audit is not None for r in results] == [True, False, True, False, True]
-    first, second = results[0].audit["second"], results[2].audit["second"]
+    assert [list(r.audits) for r in results] == [[0], [], [3], [], [5]]
+    first, second = results[0].audits[0]["second"], results[2].audits[3]["second"]
     assert first.norm != second.norm
 
 
 def test_a_resumed_trial_is_not_audited_as_if_it_began(trial):
     state = trial(squares)[0].state()
     (result,) = trial(squares, epochs=2, context=replace(CONTEXT, resume_epoch=1, resume=state))
-    assert result.audit is None
+    assert result.audits == {}
 
 
 @pytest.mark.parametrize("arm", STUDY.arms)
 def test_every_term_of_the_studys_arms_reaches_the_student(arm):
     config = trial_config(STUDY.arms[arm], STUDY.arms[arm].default, (0, 1), STUDY, epochs=1)
     (result,) = mlp.train(config, CONTEXT)
-    assert all(term.norm > 1e-3 for term in result.audit.values())
-    assert sum(term.share for term in result.audit.values()) == pytest.approx(1)
-    if "ce" in result.audit:
-        assert result.audit["ce"].cosine == pytest.approx(1)
+    assert all(term.norm > 1e-3 for term in result.audits[0].values())
+    assert sum(term.share for term in result.audits[0].values()) == pytest.approx(1)
+    if "ce" in result.audits[0]:
+        assert result.audits[0]["ce"].cosine == pytest.approx(1)

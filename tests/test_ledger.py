@@ -63,9 +63,10 @@ def test_a_score_that_is_no_number_comes_back_as_nan(ledger, missing):
 
 
 def test_an_audit_comes_back_term_by_term(ledger):
-    kl = {"weight": 0.7, "norm": 2.0, "share": 0.4, "cosine": None}
-    ledger.report("t", [row(1) | {"audit": {"kl": kl}}])
-    assert reopened(ledger).audits() == [{"trial": "t", "epoch": 1, "term": "kl", **kl}]
+    kl = {"epoch": 0, "term": "kl", "weight": 0.7, "norm": 2.0, "share": 0.4, "cosine": None}
+    audits = [kl, kl | {"term": "ce"}, kl | {"epoch": 1}]
+    ledger.report("t", [row(1) | {"audits": audits}])
+    assert reopened(ledger).audits() == [{"trial": "t", **audit} for audit in audits]
 
 
 def test_a_confirmed_seed_comes_back_with_its_predictions(ledger):
@@ -223,8 +224,8 @@ from search.ledger import Ledger
 from tests.made_ledgers import row
 with Ledger.open(Path(sys.argv[1])) as ledger:
     for report in range(int(sys.argv[2]), 10**9):
-        audit = {{"ce": {{"weight": 1.0, "norm": 1.0, "share": 1.0, "cosine": 1.0}}}}
-        ledger.report(f"t{{report}}", [row(e, 0.5) | {{"audit": audit}} for e in range({ROWS})])
+        audit = {{"term": "ce", "weight": 1.0, "norm": 1.0, "share": 1.0, "cosine": 1.0}}
+        ledger.report(f"t{{report}}", [row(e, 0.5) | {{"audits": [audit | {{"epoch": e}}]}} for e in range({ROWS})])
         print(report, flush=True)
 """
 

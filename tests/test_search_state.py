@@ -1,5 +1,6 @@
 """search/state.py, driven by simulated trials: the properties of DESIGN's promises 2 and 5, read off whole searches."""
 
+import dataclasses
 import math
 import random
 from collections import Counter, defaultdict
@@ -119,6 +120,20 @@ def test_every_configuration_lies_in_its_space(sweep):
         assert all(d.contains(t.config[name]) for name, d in STUDY.arms[t.arm].space.items())
 
 
+def test_what_an_arm_does_not_search_stays_at_its_default(tmp_path):
+    kd = STUDY.arms["kd"]
+    narrow = dataclasses.replace(kd, space={"temperature": kd.space["temperature"]})
+    study = dataclasses.replace(STUDY, arms={**STUDY.arms, "kd": narrow})
+    with new_run(tmp_path, study) as ledger:
+        state = SearchState(study, ledger, seed=0)
+        for _ in range(40):
+            record = state.next_trial().record
+            state.report(record.trial, [row(1, None, seeds=SEEDS)], diverged=True)
+        configs = [t.config for t in ledger.trials() if t.arm == "kd"]
+        assert len({c["temperature"] for c in configs}) == len(configs) - 1  # the default, in both sub-searches
+        assert all({**c, "temperature": kd.default["temperature"]} == kd.default for c in configs)
+
+
 def test_the_sobol_slice_shares_its_values_across_arms_but_not_with_the_a_a_control(sweep):
     shared = STUDY.arms[BASELINE].space
     points = {
@@ -179,6 +194,15 @@ def test_no_trial_is_ended_for_the_budget_before_its_arm_has_spent_it(sweep):
         cost[arm_of[r.trial]] += r.seeds
         at[r.trial] = cost[arm_of[r.trial]]
     assert all(at[t] >= BUDGET.search_seed_epochs for t, e in sweep.ends.items() if e.how == "budget")
+
+
+def test_a_trial_is_ended_at_the_rung_where_its_arm_has_spent_its_budget(tmp_path):
+    with new_run(tmp_path, STUDY) as ledger:
+        state = SearchState(STUDY, ledger, seed=0)
+        record = state.next_trial().record
+        state.standing[record.arm].spent = BUDGET.search_seed_epochs - RUNGS[0] * SEEDS
+        assert not state.report(record.trial, [row(e, 0.5, seeds=SEEDS) for e in range(1, RUNGS[0] + 1)], False)
+        assert ledger.ends()[record.trial].how == "budget"
 
 
 def test_the_best_so_far_is_the_best_score_at_the_highest_rung(sweep):
@@ -380,6 +404,10 @@ def assert_nothing_lost_repeated_or_recounted(run):
             own = [t.trial for t in trials if t.arm == arm]
             assert own == [f"{arm}-{n:05d}" for n in range(len(own))]
             assert cost >= BUDGET.search_seed_epochs
+        for own in by_subsearch(trials).values():
+            origins = [t.origin for t in own]
+            assert origins == sorted(origins)  # default, sobol, tpe
+            assert origins.count("default") == 1
         reached = defaultdict(list)
         for r in epochs:
             reached[r.trial].append(r.epoch)
@@ -519,3 +547,19 @@ def test_a_decision_that_a_kill_cut_off_is_made_on_the_way_back(tmp_path):
         while bad not in again.live:
             again.next_trial()
         assert not again.report(bad, reports_to(RUNGS[0], 0.1), diverged=False)
+
+
+@pytest.mark.xfail(strict=True, reason="SubSearch: a rebuilt TPE sampler starts its random numbers from the beginning")
+def test_a_resumed_search_proposes_no_configuration_again(tmp_path):
+    """As long as fewer trials have ended than TPE starts up with, it draws at random."""
+
+    def proposal_of_tpe(state):
+        known = [t.trial for t in state.ledger.trials()]
+        while True:
+            t = state.next_trial().record
+            if t.trial not in known and (t.arm, t.subsearch, t.origin) == (BASELINE, 0, "tpe"):
+                return t.config
+
+    with new_run(tmp_path, STUDY) as ledger:
+        first = proposal_of_tpe(SearchState(STUDY, ledger, seed=0))
+        assert proposal_of_tpe(SearchState(STUDY, ledger, seed=0)) != first

@@ -80,8 +80,8 @@ def _read(folder: Path, key: str) -> Artefact | None:
     except FileNotFoundError:
         return None
     except ValueError:
-        about, blob = {}, b""
-    if about.get("sha256") != hashlib.sha256(blob).hexdigest():
+        about, blob = None, b""
+    if not isinstance(about, dict) or about.get("sha256") != hashlib.sha256(blob).hexdigest():
         logger.warning("artefact %s does not fit its checksum and is built again", folder)
         return None
     tensors = load_tensors(blob)
@@ -94,11 +94,15 @@ def _write(folder: Path, tensors: Mapping[str, Tensor], fitted_on: NDArray[np.in
     blob = save_tensors({**tensors, "fitted_on": torch.from_numpy(fitted_on.copy())})
     about = {**about, "sha256": hashlib.sha256(blob).hexdigest()}
     new = Path(tempfile.mkdtemp(prefix=folder.name, dir=folder.parent))
-    write_atomically(new / "tensors.safetensors", blob)
-    write_atomically(new / "about.json", json.dumps(about, indent=1).encode())
-    if folder.exists():
-        shutil.rmtree(folder)
-    new.rename(folder)
+    try:
+        write_atomically(new / "tensors.safetensors", blob)
+        write_atomically(new / "about.json", json.dumps(about, indent=1).encode())
+        if folder.exists():
+            shutil.rmtree(folder)
+        new.rename(folder)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
 
 
 def write_atomically(path: Path, blob: bytes) -> None:

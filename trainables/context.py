@@ -65,15 +65,15 @@ class EpochResult:
     """One finished epoch.
 
     metrics: by name, one value per seed: `val_accuracy`, `val_nll` and `loss_<term>`.
-    parameters: of one student. audit: by term, where one was
-    made. diverged: a loss or a parameter is no number, and this is the last result. state: what a resumed run needs.
+    parameters: of one student. audits: by epoch, 0 for the first step, then by term; empty where none was made.
+    diverged: a loss or a parameter is no number, and this is the last result. state: what a resumed run needs.
     logits: (n, features) as they come -> (S, n, classes).
     """
 
     epoch: int
     metrics: dict[str, list[float]]
     parameters: int
-    audit: dict[str, TermAudit] | None
+    audits: dict[int, dict[str, TermAudit]]
     diverged: bool
     state: Callable[[], dict[str, Tensor]]
     logits: Callable[[NDArray[np.float64]], Tensor]

@@ -51,18 +51,17 @@ def train(config: TrialConfig, context: Context) -> Iterator[EpochResult]:
 
     if context.validation is not None:
         val_x, val_y = scaled(context.validation.x), torch.from_numpy(context.validation.y).to(context.device)
-    first = _audit(pack, loss, config.dead_terms) if context.resume_epoch == 0 else None
+    audits = {0: _audit(pack, loss, config.dead_terms)} if context.resume_epoch == 0 else {}
     for epoch in range(context.resume_epoch + 1, config.epochs + 1):
         losses = pack.train_epoch(epoch, loss)
         diverged = not all(bool(is_finite(v).all()) for v in losses.values()) or not pack.finite()
         metrics = {f"loss_{name}": value.tolist() for name, value in losses.items()}
         if context.validation is not None and not diverged:
             metrics |= evaluate(pack.logits(val_x), val_y)
-        audited = first
-        first = None
         if epoch in config.audit_at and not diverged:
-            audited = _audit(pack, loss, config.dead_terms)
-        yield EpochResult(epoch, metrics, parameter_count(widths), audited, diverged, state, predict)
+            audits[epoch] = _audit(pack, loss, config.dead_terms)
+        yield EpochResult(epoch, metrics, parameter_count(widths), audits, diverged, state, predict)
+        audits = {}
         if diverged:
             return
 

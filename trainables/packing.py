@@ -46,7 +46,7 @@ class Pack:
         self.batch_size = min(int(hp["batch_size"]), len(y))
         self.model = StackedMLP(widths, len(self.replicates), dropout).to(device=x.device, dtype=x.dtype)
         self.model.initialise([streams.generator("init", r) for r in self.replicates])
-        self.parameters = list(self.model.parameters())
+        self.parameters: list[Tensor] = list(self.model.parameters())
         self._first = [torch.zeros_like(p) for p in self.parameters]
         self._second = [torch.zeros_like(p) for p in self.parameters]
         self._steps = [torch.zeros((), device=x.device) for _ in self.parameters]

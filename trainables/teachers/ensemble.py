@@ -3,6 +3,7 @@
 All members train in one packed program, on labels, each from its own seed.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -107,5 +108,5 @@ def _recipe(spec: Mapping[str, Any], fit: Rows, teacher_set: int, streams: Strea
         "spec": {k: list(v) if isinstance(v, list | tuple) else v for k, v in spec.items()},
         "streams": [streams.study, streams.seed],
         "teacher_set": teacher_set,
-        "labels": int(np.bitwise_xor.reduce(fit.fingerprints() * (fit.y + 1))),
+        "labels": hashlib.sha256(np.stack([fit.fingerprints(), fit.y]).tobytes()).hexdigest(),
     }
