@@ -133,7 +133,7 @@ class _Comparison:
         baseline = arms[BASELINE]
         if baseline is None:
             return {}
-        return {a: between_arms(c.groups, baseline.groups) for a, c in arms.items() if c is not None and a != BASELINE}
+        return {a: _between(c, baseline) for a, c in arms.items() if c is not None and a != BASELINE}
 
     def _margin(self, differences: Mapping[str, Difference]) -> float:
         """The study's margin, or what two searches of the baseline differ by if that is larger."""
@@ -329,9 +329,9 @@ class _Comparison:
         differences: list[Difference | None] = []
         for a, b, _ in self.study.contrasts:
             one, other = self.tuned.get(a) or self.fixed.get(a), self.tuned.get(b) or self.fixed.get(b)
-            differences.append(between_arms(one.groups, other.groups) if one and other else None)
+            differences.append(_between(one, other) if one and other else None)
         p = [None if d is None else d.total.p_value() for d in differences]
-        adjusted = holm(p)
+        adjusted, margin = holm(p), self._margin(self._differences())
         results = []
         for (a, b, question), d, raw, corrected in zip(self.study.contrasts, differences, p, adjusted, strict=True):
             level = family_level(raw, corrected, max(1, len(p)))
@@ -343,7 +343,7 @@ class _Comparison:
                     "ci95": None if d is None else _pair(d.total.interval()),
                     "p_value": raw,
                     "p_adjusted": corrected,
-                    "answer": None if d is None else arm_verdict(d.total, corrected, level, self.study.margin),
+                    "answer": None if d is None else arm_verdict(d.total, corrected, level, margin),
                 }
             )
         return results
@@ -354,9 +354,11 @@ class _Comparison:
         if not predicted or self.labels is None:
             return None
         correct = {key: (classes == self.labels).astype(float) for key, classes in predicted.items()}
-        sets = sorted({k for k, _ in correct})
+        sets = sorted({k for k, m in correct if m == ENSEMBLE})
         ensembles = np.stack([correct[k, ENSEMBLE] for k in sets])
         members = [float(c.mean()) for (_, m), c in correct.items() if m != ENSEMBLE]
+        if len(sets) < self.study.confirm_teachers or not members:
+            return None  # the judging of the teachers was interrupted
         whole = over_seeds_and_rows(ensembles)
         teacher_parameters = next((t["parameters"] for t in self.ledger.teachers()), None)
         student = next((r.metrics["parameters"] for r in self.runs if r.metrics.get("parameters")), None)
@@ -436,6 +438,16 @@ class _Comparison:
             elif event == "end" and phase in open_at:
                 total[phase] += at - open_at.pop(phase)
         return {**total, "teachers": sum(t["seconds"] for t in self.ledger.teachers())}
+
+
+def _between(a: Confirmed, b: Confirmed) -> Difference:
+    """Arms by their winners' means; with one winner each, by the seeds that both have, pairwise."""
+    if len(a.groups) > 1 or len(b.groups) > 1:
+        return between_arms(a.groups, b.groups)
+    common = sorted(set(a.seeds) & set(b.seeds))
+    if len(common) < 2:
+        return between_arms(a.groups, b.groups) if len(a.seeds) == len(b.seeds) else paired(a.flat[:1], b.flat[:1])
+    return paired(a.flat[[a.seeds.index(s) for s in common]], b.flat[[b.seeds.index(s) for s in common]])
 
 
 def _pair(interval: tuple[float, float] | None) -> list[float] | None:

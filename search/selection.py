@@ -111,14 +111,16 @@ def winners(
         fresh[run.trial].append(run)
     chosen = {}
     for key, choices in ranked.items():
-        again = [_refreshed(c, fresh[c.trial], metric) for c in choices if fresh[c.trial]]
-        pool = again or [Winner(c, None, None) for c in choices]
+        again = [_refreshed(c, fresh[c.trial], metric) for c in choices if _all_measured(fresh[c.trial], metric)]
+        left = [c for c in choices if not fresh[c.trial]] or list(choices)
+        pool = again or [Winner(c, None, None) for c in left]
         best = max(pool, key=lambda w: w.value)
         margin = (
             best.candidate.se
             if best.fresh_score is None
             else _standard_error([r.metrics[metric] for r in fresh[best.candidate.trial]])
         )
+        margin = margin if math.isfinite(margin) else 0.0  # a trial of one seed has no standard error
         near = [w for w in pool if w.value >= best.value - margin]
         chosen[key] = min(near, key=lambda w: w.candidate.nll if w.fresh_nll is None else w.fresh_nll)
     return chosen
@@ -135,6 +137,11 @@ def deployed(chosen: Mapping[tuple[str, int], Winner], arm: str) -> Winner:
     """The arm's one student to deploy: the winner with the best re-evaluated score, ties to the first sub-search."""
     own = [chosen[key] for key in sorted(chosen) if key[0] == arm]
     return max(own, key=lambda w: w.value)
+
+
+def _all_measured(runs: Sequence[RunRecord], metric: str) -> bool:
+    """Whether there are fresh seeds and none of them diverged: what diverges under one seed never wins."""
+    return bool(runs) and all(r.metrics.get(metric) is not None for r in runs)
 
 
 def _refreshed(candidate: Candidate, runs: Sequence[RunRecord], metric: str) -> Winner:

@@ -21,6 +21,7 @@ A_A_OFFSET = (
 )
 PER_SUBSEARCH = 1_000
 MAX_ATTEMPTS = 3
+DIVERGED = "a loss, a parameter or the score is not a finite number"
 CRASHES_IN_A_ROW = 5  # of one arm: then its code is at fault, and a crash that costs nothing would be repeated for ever
 
 
@@ -115,8 +116,8 @@ class SearchState:
         live.reserved = max(0, live.reserved - cost)
         standing = self.standing[live.record.arm]
         standing.spent += cost
-        if diverged:
-            self._end(live, "diverged", "a loss or a parameter is not a finite number")
+        if diverged or not _is_number(last["score"]):
+            self._end(live, "diverged", DIVERGED)
             return False
         if last["epoch"] not in self.budget.rungs or last["epoch"] < live.epoch:
             return not self.stopping  # between rungs, or a repeat of what was decided before
@@ -204,15 +205,17 @@ class SearchState:
         ends, rungs = self.ledger.ends(), set(self.budget.rungs)
         scores: dict[str, dict[int, float]] = defaultdict(dict)
         reached: dict[str, int] = defaultdict(int)
+        survived: dict[str, bool] = {}
         for row in self.ledger.epochs():
             arm = trials[row.trial].arm
             standing = self.standing[arm]
             standing.spent += row.seeds
             reached[row.trial] = max(reached[row.trial], row.epoch)
-            lost = row.trial in ends and ends[row.trial].how == "diverged"
-            if row.epoch in rungs and not lost:
+            survived[row.trial] = math.isfinite(row.score)
+            if row.epoch in rungs and math.isfinite(row.score):
                 scores[row.trial][row.epoch] = row.score
-                self._subsearches[arm, trials[row.trial].subsearch].replay_rung(row.trial, row.epoch, row.score)
+                subsearch = self._subsearches[arm, trials[row.trial].subsearch]
+                survived[row.trial] = subsearch.replay_rung(row.trial, row.epoch, row.score, row.se)
                 if (row.epoch, row.score) > (standing.best_rung, standing.best_score) or row.epoch > standing.best_rung:
                     standing.best_rung, standing.best_score, standing.best_se = row.epoch, row.score, row.se
         for name, trial in trials.items():
@@ -223,24 +226,32 @@ class SearchState:
                 standing.how[ends[name].how] += 1
                 subsearch.replay(name, trial.config, scores[name], ends[name].how)
             else:
-                self._take_up(trial, reached[name], scores[name])
+                self._take_up(trial, reached[name], scores[name], survived.get(name, True))
+        for subsearch in self._subsearches.values():
+            subsearch.begin_again()
 
-    def _take_up(self, trial: TrialRecord, reached: int, scores: Mapping[int, float]) -> None:
+    def _take_up(self, trial: TrialRecord, reached: int, scores: Mapping[int, float], survived: bool) -> None:
+        """An unfinished trial waits to go on, unless what it reported had ended it and only that was not written."""
         subsearch = self._subsearches[trial.arm, trial.subsearch]
         subsearch.reopen(trial.trial, trial.config)
-        live = Live(trial, epoch=reached)
-        if reached >= self.budget.max_epochs:
-            # It had reported everything; only its end was not written.
-            self._finish_late(live, scores[reached])
-            return
         for epoch, score in scores.items():
             subsearch.passed(trial.trial, epoch, score)
-        live.reserved = self._cost_to_next_rung(reached)
-        self.waiting.append(live)
+        live = Live(trial, epoch=reached)
+        self.live[trial.trial] = live
+        if reached and reached not in scores and not survived:
+            self._end(live, "diverged", DIVERGED)
+        elif reached >= self.budget.max_epochs:
+            self._end(live, "finished", score=scores[reached])
+        elif not survived:
+            self._end(live, "stopped", score=scores[reached])
+        else:
+            del self.live[trial.trial]
+            live.reserved = self._cost_to_next_rung(reached)
+            self.waiting.append(live)
 
-    def _finish_late(self, live: Live, score: float) -> None:
-        self.live[live.record.trial] = live
-        self._end(live, "finished", score=score)
+
+def _is_number(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
 
 
 def arm_offset(arm: str) -> int:

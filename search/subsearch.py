@@ -36,12 +36,10 @@ class SubSearch:
     def __init__(self, arm: Arm, budget: Budget, random: int, order: Sequence[str], sobol_seed: int, tpe_seed: int):
         self._arm = arm
         self._points = _slice(arm.space, order, random, sobol_seed)
-        sampler = optuna.samplers.TPESampler(
-            multivariate=True, constant_liar=True, n_startup_trials=len(self._points) + 1, seed=tpe_seed % 2**32
-        )
-        self.study = optuna.create_study(direction="maximize", sampler=sampler)
+        self._tpe_seed = tpe_seed
+        self.study = optuna.create_study(direction="maximize", sampler=self._sampler(0))
         self._open: dict[str, optuna.Trial] = {}
-        self._reported: dict[str, set[int]] = defaultdict(set)
+        self._reported: dict[str, dict[int, float]] = defaultdict(dict)
         self._max_epochs = budget.max_epochs
         self._asha = AsyncHyperBandScheduler(
             time_attr="epoch",
@@ -52,6 +50,14 @@ class SubSearch:
             reduction_factor=budget.reduction_factor,
         )
         self.asked = 0
+
+    def _sampler(self, asked: int) -> optuna.samplers.TPESampler:
+        return optuna.samplers.TPESampler(
+            multivariate=True,
+            constant_liar=True,
+            n_startup_trials=len(self._points) + 1,
+            seed=(self._tpe_seed + asked) % 2**32,
+        )
 
     # Proposals.
 
@@ -82,11 +88,13 @@ class SubSearch:
 
     def finished(self, trial: str, score: float) -> None:
         """The trial reached max_epochs."""
+        self._report(trial)
         self.study.tell(self._open.pop(trial), score)
 
     def stopped(self, trial: str, epoch: int, score: float) -> None:
         """The trial ended at a rung: Optuna learns how far it came, and no final value."""
         self.passed(trial, epoch, score)
+        self._report(trial)
         self.study.tell(self._open.pop(trial), state=TrialState.PRUNED)
 
     def diverged(self, trial: str) -> None:
@@ -114,10 +122,12 @@ class SubSearch:
         return None
 
     def passed(self, trial: str, epoch: int, score: float) -> None:
-        """A trial went on from a rung: Optuna's pruned trials carry what they reported on the way."""
-        if epoch not in self._reported[trial]:
+        """A trial went on from a rung; Optuna hears of it when it hears how the trial ended."""
+        self._reported[trial][epoch] = score
+
+    def _report(self, trial: str) -> None:
+        for epoch, score in self._reported.pop(trial, {}).items():
             self._open[trial].report(score, epoch)
-            self._reported[trial].add(epoch)
 
     # Resuming.
 
@@ -132,16 +142,19 @@ class SubSearch:
                 params={k: config[k] for k in self._arm.space},
                 distributions=_distributions(self._arm.space),
                 values=[scores[-1]] if state == TrialState.COMPLETE else None,
-                intermediate_values={} if how == "diverged" else dict(reports),
+                intermediate_values={} if how in ("diverged", "crashed") else dict(reports),
             )
         )
 
-    def replay_rung(self, trial: str, epoch: int, score: float) -> None:
-        """Enter one report at a rung, in ledger order, whatever became of the trial."""
-        known = SimpleNamespace(trial_id=trial)
+    def replay_rung(self, trial: str, epoch: int, score: float, se: float) -> bool:
+        """Enter one report at a rung, in ledger order; returns the decision that was made of it then."""
         if trial not in self._asha._trial_info:
-            self._asha.on_trial_add(None, known)
-        self._asha.on_trial_result(None, known, {"epoch": epoch, SCORE: score})
+            self._asha.on_trial_add(None, SimpleNamespace(trial_id=trial))
+        return self.survives(trial, epoch, score, se)
+
+    def begin_again(self) -> None:
+        """After a replay: a sampler that does not draw what it drew in an earlier life of the sweep."""
+        self.study.sampler = self._sampler(self.asked)
 
 
 def dimension_order(spaces: Sequence[Space]) -> list[str]:

@@ -553,7 +553,6 @@ def test_distillation_helps_only_where_kd_beats_both_labels_and_smoothing(kd_bet
 # Known defects.
 
 
-@pytest.mark.xfail(strict=True, reason="_contrasts(): uses the study's margin, not the wider one that it is shown with")
 def test_a_contrast_is_judged_by_the_margin_that_the_a_a_control_widened(tmp_path):
     """kd gains 2 points over the baseline; but searching the baseline again gained 4."""
     result = confirmed(tmp_path, World(rows=2000), gains(kd=40, hard_labels_again=80))
@@ -562,7 +561,6 @@ def test_a_contrast_is_judged_by_the_margin_that_the_a_a_control_widened(tmp_pat
     assert helps["answer"] == arm(result, "kd")["verdict"] != "better"
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="_differences(): pairs one winner's seeds without looking")
 def test_an_interrupted_confirmation_of_one_winner_an_arm_can_be_compared(tmp_path):
     world = World()
     with searched(tmp_path, ONE_WINNER) as ledger:
@@ -574,7 +572,6 @@ def test_an_interrupted_confirmation_of_one_winner_an_arm_can_be_compared(tmp_pa
 
 
 @pytest.mark.filterwarnings("ignore:Mean of empty slice", "ignore:invalid value")
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="_teacher(): an ensemble is written before its members")
 def test_an_interrupted_judging_of_the_teachers_can_be_compared(tmp_path):
     world = World()
     with searched(tmp_path) as ledger:

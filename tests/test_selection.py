@@ -250,14 +250,12 @@ def test_a_tie_for_deployment_goes_to_the_first_sub_search():
 # Known defects.
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="winners(): one seed has no SE, and best - NaN leaves nobody")
 def test_trials_of_one_seed_have_a_winner_too(ledger):
     add_trial(ledger, "a", "kd", {1: 0.9}, seeds=1, se=None)
     let_others_spend(ledger)
     assert chosen(ledger) == "a"
 
 
-@pytest.mark.xfail(strict=True, raises=KeyError, reason="_refreshed(): a diverged seed has no val_accuracy")
 def test_a_trial_that_diverges_under_a_fresh_seed_never_wins(ledger):
     add_trial(ledger, "a", "kd", {1: 0.9})
     add_trial(ledger, "b", "kd", {1: 0.8})

@@ -1,10 +1,11 @@
 """Seed-epochs a second of a whole distune sweep beside a plain Ray Tune and a plain Optuna search of the same study.
 
 Each repeat runs the three sides one after the other, each in its own process. distune's seed-epochs are those of every
-student that it trains, in search, re-evaluation and confirmation; its clock runs over its whole command, from the
-interpreter's start to the table. The plain sides' clocks start after their imports. Nobody pays for a teacher: the plain sides get fixed
-logits, distune's six teacher sets are put into a cache of the benchmark's own first. `*_whole_command` times all three
-sides alike; `ratio_search_only` counts only the seed-epochs of distune's search and re-evaluation, over the same clock.
+student that it trains, in search, re-evaluation and confirmation; its clock runs over its whole command, from start of
+the interpreter to the table. The plain sides' clocks start after their imports. Nobody pays for a teacher: the plain
+sides get fixed logits, distune's six teacher sets are put into a cache of the benchmark's own first.
+`*_whole_command` times all three sides alike; `ratio_search_only` counts only the seed-epochs of distune's search and
+re-evaluation, over the same clock.
 `pack_ratio` is the time of a trial of 8 packed seeds over that of one seed in the plain loop, 50 epochs each.
 Run: python -m tests.benchmarks.sweep_speed --json [--repeats 3]
 """
