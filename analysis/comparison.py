@@ -357,8 +357,8 @@ class _Comparison:
         sets = sorted({k for k, m in correct if m == ENSEMBLE})
         ensembles = np.stack([correct[k, ENSEMBLE] for k in sets])
         members = [float(c.mean()) for (_, m), c in correct.items() if m != ENSEMBLE]
-        if len(sets) < self.study.confirm_teachers or not members:
-            return None  # the judging of the teachers was interrupted
+        if not sets or not members:
+            return None  # the judging of the first teacher was interrupted
         whole = over_seeds_and_rows(ensembles)
         teacher_parameters = next((t["parameters"] for t in self.ledger.teachers()), None)
         student = next((r.metrics["parameters"] for r in self.runs if r.metrics.get("parameters")), None)
@@ -381,6 +381,8 @@ class _Comparison:
     def _edge(self, ensembles: NDArray[np.float64]) -> Json | None:
         """(kd - baseline) / (ensemble - baseline) of the published configurations, paired by seed and teacher set."""
         kd, base = self.published.get("kd"), self.published[BASELINE]
+        if len(ensembles) < self.study.confirm_teachers:
+            return None  # the seeds of the sets that are not judged yet have no teacher to be compared with
         if kd is None or base is None or kd.seeds != base.seeds:
             return None
         teacher = ensembles[[seed % len(ensembles) for seed in kd.seeds]]

@@ -112,14 +112,15 @@ class SearchState:
         live = self.live[trial]
         cost = self.ledger.report(trial, rows)
         last = rows[-1]
-        live.epoch = max(live.epoch, last["epoch"])
+        known = live.epoch
+        live.epoch = max(known, last["epoch"])
         live.reserved = max(0, live.reserved - cost)
         standing = self.standing[live.record.arm]
         standing.spent += cost
         if diverged or not _is_number(last["score"]):
             self._end(live, "diverged", DIVERGED)
             return False
-        if last["epoch"] not in self.budget.rungs or last["epoch"] < live.epoch:
+        if last["epoch"] not in self.budget.rungs or last["epoch"] <= known:
             return not self.stopping  # between rungs, or a repeat of what was decided before
         return self._at_rung(live, last["score"], math.nan if last["se"] is None else last["se"])
 

@@ -24,9 +24,6 @@ ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # A worker has torch in memory: keep those of one phase for the next.
-    "RAY_num_workers_soft_limit": "256",
-    "RAY_idle_worker_killing_time_threshold_ms": "3600000",
 }
 # Read in the workers: at its default of 2 s a trial that leaves slowly takes the next, innocent one down with it.
 WORKER_ENVIRONMENT = {"TUNE_FUNCTION_THREAD_TIMEOUT_S": "60", "RAY_CHDIR_TO_TRIAL_DIR": "0", "OMP_NUM_THREADS": "1"}

@@ -264,9 +264,18 @@ def test_a_difference_between_two_searches_of_the_baseline_widens_the_margin(tmp
     assert result["margin"] == pytest.approx(0.04)
     assert arm(result, "label_smoothing")["delta_vs_baseline"]["mean"] == pytest.approx(0.02)
     assert arm(result, "label_smoothing")["verdict"] == "equivalent"
+    assert arm(result, A_A_CONTROL)["verdict"] == "better"  # the control itself is shown as it is
     usual = confirmed(tmp_path / "usual", World(rows=2000), gains(label_smoothing=40))
     assert usual["margin"] == STUDY.margin == 0.002
     assert arm(usual, "label_smoothing")["verdict"] == "better"
+
+
+def test_a_contrast_is_judged_by_the_margin_that_the_a_a_control_widened(tmp_path):
+    """kd gains 2 points over the baseline; but searching the baseline again gained 4."""
+    result = confirmed(tmp_path, World(rows=2000), gains(kd=40, hard_labels_again=80))
+    (helps,) = (c for c in result["contrasts"] if c["contrast"] == "kd - hard_labels")
+    assert result["margin"] > helps["mean"]
+    assert helps["answer"] == arm(result, "kd")["verdict"] != "better"
 
 
 # The contract.
@@ -398,6 +407,23 @@ def test_seeds_of_a_trial_that_is_no_longer_chosen_are_left_out(tmp_path):
     assert arm(compare(tmp_path), "kd")["tuned"]["n"] == STUDY.budget.confirm_seeds
 
 
+def test_an_interrupted_confirmation_of_one_winner_an_arm_is_paired_over_the_seeds_that_both_have(tmp_path):
+    world = World()
+    students = {CONFIRMATION + r: world.student(0.7 + 0.05 * r) for r in range(4)}
+    with searched(tmp_path, ONE_WINNER) as ledger:
+        ledger.look("test", world.labels, "confirmation")
+        for r, right in students.items():
+            if r != CONFIRMATION + 1:
+                add_seed(ledger, world, "tuned", BASELINE, 0, r, f"{BASELINE}-0", right)
+            if r != CONFIRMATION:
+                add_seed(ledger, world, "tuned", "kd", 0, r, "kd-0", right | (np.cumsum(~right) <= 6))
+        add_seed(ledger, world, "tuned", A_A_CONTROL, 0, CONFIRMATION + A_A_OFFSET, f"{A_A_CONTROL}-0", right)
+    result = compare(tmp_path)
+    assert_keeps_the_contract(result)
+    assert arm(result, "kd")["delta_vs_baseline"]["ci95_seeds"] == pytest.approx([6 / ROWS] * 2)
+    assert arm(result, A_A_CONTROL)["delta_vs_baseline"]["ci95"] is None
+
+
 def test_optimism_is_the_searchs_value_minus_that_under_fresh_seeds(tmp_path):
     world = World()
     with searched(tmp_path) as ledger:
@@ -473,7 +499,7 @@ def test_the_share_of_the_teachers_edge_that_kd_recovers(tmp_path):
         accuracy = next(published) if (purpose, name) == ("as_published", "kd") else 0.5
         return np.arange(ROWS) < accuracy * ROWS
 
-    confirmed(tmp_path, world, correct)
+    confirmed(tmp_path, world, correct, dataclasses.replace(STUDY, confirm_teachers=2))
     with Ledger.open(tmp_path) as ledger:
         ledger.teacher("train+validation", 0, "key", 1.0, 34_900)
         add_teacher(ledger, world, 0, 0.9, (0.8, 0.85))
@@ -488,14 +514,33 @@ def test_the_share_of_the_teachers_edge_that_kd_recovers(tmp_path):
     assert edge["published"] == pytest.approx((0.972 - 0.965) / (0.978 - 0.965))
 
 
+def test_before_every_teacher_is_judged_there_is_no_share_of_their_edge(tmp_path):
+    world = World()
+    confirmed(tmp_path, world, accuracies(world), dataclasses.replace(STUDY, confirm_teachers=2))
+    with Ledger.open(tmp_path) as ledger:
+        add_teacher(ledger, world, 0, 0.9, (0.8,))
+    teacher = compare(tmp_path)["teacher"]
+    assert teacher["ensemble"]["mean"] == pytest.approx(0.9)
+    assert teacher["edge_recovered"] is None
+
+
 def test_the_share_of_no_edge_is_null_with_the_reason(tmp_path):
     world = World()
-    confirmed(tmp_path, world, lambda purpose, name: np.arange(ROWS) < 0.9 * ROWS)
+    study = dataclasses.replace(STUDY, confirm_teachers=1)
+    confirmed(tmp_path, world, lambda purpose, name: np.arange(ROWS) < 0.9 * ROWS, study)
     with Ledger.open(tmp_path) as ledger:
         add_teacher(ledger, world, 0, 0.8, (0.8,))
     edge = compare(tmp_path)["teacher"]["edge_recovered"]
     assert (edge["measured"], edge["ci95_seeds"]) == (None, None)
     assert edge["reason"] == "the mean of the denominator is not positive"
+
+
+def test_an_interrupted_judging_of_the_teachers_can_be_compared(tmp_path):
+    world = World()
+    with searched(tmp_path) as ledger:
+        ledger.look("test", world.labels, "confirmation")
+        add_teacher(ledger, world, 0, 0.9, ())
+    assert_keeps_the_contract(compare(tmp_path))
 
 
 # For a person.
@@ -548,33 +593,3 @@ def test_distillation_helps_only_where_kd_beats_both_labels_and_smoothing(kd_bet
         labels == "better" and smoothing not in ("better", None)
     )
     assert (said == "") == (labels is None or smoothing is None)
-
-
-# Known defects.
-
-
-def test_a_contrast_is_judged_by_the_margin_that_the_a_a_control_widened(tmp_path):
-    """kd gains 2 points over the baseline; but searching the baseline again gained 4."""
-    result = confirmed(tmp_path, World(rows=2000), gains(kd=40, hard_labels_again=80))
-    (helps,) = (c for c in result["contrasts"] if c["contrast"] == "kd - hard_labels")
-    assert result["margin"] > helps["mean"]
-    assert helps["answer"] == arm(result, "kd")["verdict"] != "better"
-
-
-def test_an_interrupted_confirmation_of_one_winner_an_arm_can_be_compared(tmp_path):
-    world = World()
-    with searched(tmp_path, ONE_WINNER) as ledger:
-        ledger.look("test", world.labels, "confirmation")
-        for name, seeds in ((BASELINE, 3), ("kd", 2)):
-            for r in range(seeds):
-                add_seed(ledger, world, "tuned", name, 0, CONFIRMATION + r, f"{name}-0", world.student(0.8))
-    assert_keeps_the_contract(compare(tmp_path))
-
-
-@pytest.mark.filterwarnings("ignore:Mean of empty slice", "ignore:invalid value")
-def test_an_interrupted_judging_of_the_teachers_can_be_compared(tmp_path):
-    world = World()
-    with searched(tmp_path) as ledger:
-        ledger.look("test", world.labels, "confirmation")
-        add_teacher(ledger, world, 0, 0.9, ())
-    assert_keeps_the_contract(compare(tmp_path))

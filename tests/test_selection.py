@@ -163,6 +163,12 @@ def test_within_one_standard_error_of_the_best_the_lower_nll_wins(ledger, se, wi
     assert chosen(ledger) == winner
 
 
+def test_trials_of_one_seed_have_a_winner_too(ledger):
+    add_trial(ledger, "a", "kd", {1: 0.9}, seeds=1, se=None)
+    let_others_spend(ledger)
+    assert chosen(ledger) == "a"
+
+
 # What never wins.
 
 
@@ -215,6 +221,30 @@ def test_within_one_fresh_standard_error_the_lower_fresh_nll_wins(ledger, second
     assert chosen(ledger) == winner
 
 
+@pytest.mark.parametrize("other", [[0.8, 0.8], []], ids=["the other held", "the other was not re-evaluated yet"])
+def test_a_trial_that_diverges_under_a_fresh_seed_never_wins(ledger, other):
+    add_trial(ledger, "a", "kd", {1: 0.9})
+    add_trial(ledger, "b", "kd", {1: 0.8})
+    let_others_spend(ledger)
+    reevaluate(ledger, "b", other)
+    reevaluate(ledger, "a", [0.9])
+    diverged = {"parameters": 3490.0, "diverged": 1.0}  # what confirm.train_to_end records of it
+    ledger.finish_run(
+        "reevaluation",
+        "kd",
+        0,
+        "train",
+        1_000_001,
+        trial="a",
+        config={},
+        epochs=9,
+        seconds=0.1,
+        metrics=diverged,
+        predictions={},
+    )
+    assert chosen(ledger) == "b"
+
+
 def test_sub_searches_choose_for_themselves(ledger):
     for subsearch in (0, 1):
         for name, score in (("a", 0.8), ("b", 0.7)):
@@ -245,35 +275,3 @@ def test_the_winner_with_the_best_re_evaluation_is_deployed():
 def test_a_tie_for_deployment_goes_to_the_first_sub_search():
     chosen = {("kd", 1): winner("b", 1, 0.9, 0.8), ("kd", 0): winner("a", 0, 0.7, 0.8)}
     assert deployed(chosen, "kd").candidate.trial == "a"
-
-
-# Known defects.
-
-
-def test_trials_of_one_seed_have_a_winner_too(ledger):
-    add_trial(ledger, "a", "kd", {1: 0.9}, seeds=1, se=None)
-    let_others_spend(ledger)
-    assert chosen(ledger) == "a"
-
-
-def test_a_trial_that_diverges_under_a_fresh_seed_never_wins(ledger):
-    add_trial(ledger, "a", "kd", {1: 0.9})
-    add_trial(ledger, "b", "kd", {1: 0.8})
-    let_others_spend(ledger)
-    reevaluate(ledger, "b", [0.8, 0.8])
-    reevaluate(ledger, "a", [0.9])
-    diverged = {"parameters": 3490.0, "diverged": 1.0}  # what confirm.train_to_end records of it
-    ledger.finish_run(
-        "reevaluation",
-        "kd",
-        0,
-        "train",
-        1_000_001,
-        trial="a",
-        config={},
-        epochs=9,
-        seconds=0.1,
-        metrics=diverged,
-        predictions={},
-    )
-    assert chosen(ledger) == "b"

@@ -56,7 +56,7 @@ def write_trainable(folder, body):
     return f"{path}:train"
 
 
-def assert_whole(folder, searched=("hard_labels", "hard_labels_again")):
+def assert_whole(folder, searched=("hard_labels", "hard_labels_again"), budget=240):
     """Every searched arm spent its budget; every asked trial ended once; no epoch was paid for twice."""
     result = distune.open_run(folder).compare()
     assert result["complete"]
@@ -68,7 +68,7 @@ def assert_whole(folder, searched=("hard_labels", "hard_labels_again")):
     for name, reported in paid.items():
         assert reported == list(range(1, len(reported) + 1)), name
     for arm in searched:
-        assert result["budget"][arm]["seed_epochs"] >= TINY["budget"]["seed_epochs_per_arm"]
+        assert result["budget"][arm]["seed_epochs"] >= budget
     return result
 
 
@@ -186,10 +186,11 @@ def train(config, context):
 
 @pytest.mark.parametrize("body", [SLOW_TO_LEAVE, SWALLOWS], ids=["takes 3 s to leave", "swallows the exit"])
 def test_a_trainable_that_will_not_leave_finishes_its_sweep(tmp_path, body):
-    study = write_study(tmp_path, trainable=write_trainable(tmp_path, body))
+    budget = {**TINY["budget"], "seed_epochs_per_arm": 80, "reevaluate_share": 0.0}
+    study = write_study(tmp_path, trainable=write_trainable(tmp_path, body), budget=budget)
     done = run("sweep", study, *BASELINE_ONLY, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
-    result = assert_whole(tmp_path / "run")
+    result = assert_whole(tmp_path / "run", budget=80)
     ended = result["budget"]["hard_labels"]["ended"]
     assert ended.get("stopped", 0) + ended.get("budget", 0) > 0, "no trial was stopped, so nothing was tested"
     assert "crashed" not in ended
