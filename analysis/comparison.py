@@ -130,10 +130,19 @@ class _Comparison:
     def _differences(self, split: str = "test") -> dict[str, Difference]:
         """Every arm, tuned or fixed, minus the tuned baseline."""
         arms = {a: self._confirmed("tuned" if a in self.tuned else "fixed", a, split) for a in self.study.arms}
-        baseline = arms[BASELINE]
+        arms = {a: c for a, c in arms.items() if c is not None and self._is_whole(a, c)}
+        baseline = arms.get(BASELINE)
         if baseline is None:
             return {}
-        return {a: _between(c, baseline) for a, c in arms.items() if c is not None and a != BASELINE}
+        return {a: _between(c, baseline) for a, c in arms.items() if a != BASELINE}
+
+    def _is_whole(self, arm: str, confirmed: Confirmed) -> bool:
+        """Whether every winner of a searched arm has its seeds: some of them say nothing of the arm."""
+        budget = self.study.budget
+        if arm not in self.tuned or budget.subsearches == 1:
+            return True
+        winners = sum(key[0] == arm for key in self.chosen)
+        return len(confirmed.runs) == winners * (budget.confirm_seeds // budget.subsearches)
 
     def _margin(self, differences: Mapping[str, Difference]) -> float:
         """The study's margin, or what two searches of the baseline differ by if that is larger."""
@@ -175,7 +184,13 @@ class _Comparison:
         level = family_level(p, p_adjusted, len(family)) if in_family else 0.95
         if not in_family:
             margin = self.study.margin
-        verdict = arm_verdict(difference.total, p_adjusted, level, margin)
+        verdict: str | None = arm_verdict(difference.total, p_adjusted, level, margin)
+        if self.study.budget.subsearches == 1:
+            verdict = None
+            self.notes.append(
+                "one search an arm: the differences are between two configurations and carry no verdict on arms, "
+                "since how much the tuning varies is not known"
+            )
         settle = None
         if verdict == "indistinguishable":
             settle = seeds_to_settle(difference, self.study.budget.confirm_seeds, margin, level)
@@ -252,6 +267,8 @@ class _Comparison:
         if confirmed is None:
             return result
         whole, seeds = over_winners(confirmed.groups), over_seeds(confirmed.flat.mean(axis=1))
+        if whole.interval() is None:
+            self.notes.append(f"{arm}: one seed is confirmed, so there is no interval")
         result |= {
             "mean": whole.mean,
             "ci95": _pair(whole.interval()),
@@ -329,7 +346,8 @@ class _Comparison:
         differences: list[Difference | None] = []
         for a, b, _ in self.study.contrasts:
             one, other = self.tuned.get(a) or self.fixed.get(a), self.tuned.get(b) or self.fixed.get(b)
-            differences.append(_between(one, other) if one and other else None)
+            whole = one and other and self._is_whole(a, one) and self._is_whole(b, other)
+            differences.append(_between(one, other) if one and other and whole else None)
         p = [None if d is None else d.total.p_value() for d in differences]
         adjusted, margin = holm(p), self._margin(self._differences())
         results = []
@@ -341,6 +359,7 @@ class _Comparison:
                     "question": question,
                     "mean": None if d is None else d.total.mean,
                     "ci95": None if d is None else _pair(d.total.interval()),
+                    "ci95_family": None if d is None else _pair(d.total.interval(level)),
                     "p_value": raw,
                     "p_adjusted": corrected,
                     "answer": None if d is None else arm_verdict(d.total, corrected, level, margin),

@@ -69,7 +69,8 @@ def _ablation(result: Json) -> Table:
         f"{result['study']}: {result['metric']} in percent, with 95 % intervals over seeds and test rows",
         ("arm", "verdict"),
         ("published", "as published", "tuned", "n", "difference", "p (Holm)"),
-        caption=f"tuned: n seeds under the winners of independent searches; difference: to tuned {result['baseline']}",
+        caption=f"tuned: n seeds under the winners of independent searches; difference: to tuned {result['baseline']}, "
+        "its interval corrected like p",
     )
     for arm in result["arms"]:
         given, tuned = arm["as_published"] or {}, arm["tuned"] or arm.get("fixed") or {}
@@ -81,7 +82,7 @@ def _ablation(result: Json) -> Table:
             f"{percent(given.get('mean'))} {interval(given.get('ci95'))}" if given else "-",
             f"{percent(tuned.get('mean'))} {interval(tuned.get('ci95'))}",
             str(tuned.get("n", "-")),
-            f"{points(delta.get('mean'))} {interval(delta.get('ci95'), sign=True)}",
+            f"{points(delta.get('mean'))} {interval(delta.get('ci95_family'), sign=True)}",
             p_value(delta.get("p_adjusted")),
         )
     return table
@@ -124,13 +125,13 @@ def conclusions(result: Json) -> list[str]:
     helps, needed = answers.get("kd - hard_labels"), answers.get("kd - label_smoothing")
     if not helps or not needed or helps["answer"] is None or needed["answer"] is None:
         return []
-    gain = f"{points(helps['mean'])} {interval(helps['ci95'], sign=True)} points"
+    gain = f"{points(helps['mean'])} {interval(helps['ci95_family'], sign=True)} points"
     if helps["answer"] == needed["answer"] == "better":
         return [f"Distillation helps: {gain} over tuned training on labels, and no teacher-free control does as well."]
     if helps["answer"] == "better":
         return [
             f"Distillation beats tuned training on labels by {gain}, but label smoothing, which needs no teacher, "
-            f"is not beaten ({needed['answer']}: {points(needed['mean'])} {interval(needed['ci95'], sign=True)})."
+            f"is not beaten ({needed['answer']}: {points(needed['mean'])} {interval(needed['ci95_family'], sign=True)})."
         ]
     return [f"This sweep does not show that distillation helps: against tuned training on labels {gain}."]
 
@@ -146,7 +147,7 @@ def _contrasts(contrasts: Sequence[Json], margin: float) -> Table:
             c["contrast"],
             c["question"] + "?",
             Text(c["answer"] or "-", style=COLOURS.get(c["answer"] or "", "")),
-            f"{points(c['mean'])} {interval(c['ci95'], sign=True)}",
+            f"{points(c['mean'])} {interval(c['ci95_family'], sign=True)}",
             p_value(c["p_adjusted"]),
         )
     return table

@@ -161,8 +161,7 @@ def confirm(
     }
     _run(jobs, study, ledger, prepared, options, run / "models", tick)
     for task, predicted in _as_they_finish(teachers, tick):
-        for (member, split), classes in predicted.items():
-            ledger.teacher_predicts(study.confirm_on, teachers[task], member, split, classes)
+        ledger.teacher_predicts(study.confirm_on, teachers[task], predicted)
 
 
 def _run(

@@ -120,7 +120,7 @@ class Ledger:
         new = path.with_suffix(".new")
         new.unlink(missing_ok=True)
         with contextlib.closing(sqlite3.connect(new)) as db, db:
-            db.executescript(_TABLES)
+            db.executescript(f"BEGIN;{_TABLES}COMMIT;")
             values = {**meta, "format": FORMAT, "created": time.time()}
             db.executemany("INSERT INTO meta VALUES (?, ?)", [(k, json.dumps(v)) for k, v in values.items()])
         new.rename(path)
@@ -131,14 +131,14 @@ class Ledger:
         """The ledger of the run folder. Raises NotALedger where there is none, or one of a newer version."""
         path = run / FILE
         if not path.is_file():
-            what = "has no ledger.sqlite" if run.is_dir() else "does not exist"
+            what = "has no ledger.sqlite" if run.is_dir() else "is a file" if run.exists() else "does not exist"
             raise NotALedger(f"{run} is not a run folder: it {what}. `distune runs` lists run folders")
         db = sqlite3.connect(path, timeout=30.0, isolation_level=None, check_same_thread=False)
         try:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=NORMAL")
             found = json.loads(db.execute("SELECT value FROM meta WHERE key='format'").fetchone()[0])
-        except (sqlite3.DatabaseError, TypeError) as error:
+        except (sqlite3.DatabaseError, TypeError, ValueError) as error:
             db.close()
             raise NotALedger(f"{path} is not a ledger of distune: {error}") from None
         if found > FORMAT:
@@ -222,9 +222,13 @@ class Ledger:
         row = (fit, teacher_set, artefact, seconds, parameters)
         self._db.execute("INSERT OR IGNORE INTO teachers VALUES (?, ?, ?, ?, ?)", row)
 
-    def teacher_predicts(self, fit: str, teacher_set: int, member: int, split: str, classes: NDArray[np.uint8]) -> None:
-        row = (fit, teacher_set, member, split, _packed(classes))
-        self._db.execute("INSERT OR IGNORE INTO teacher_predictions VALUES (?, ?, ?, ?, ?)", row)
+    def teacher_predicts(
+        self, fit: str, teacher_set: int, predicted: Mapping[tuple[int, str], NDArray[np.uint8]]
+    ) -> None:
+        """Append what one teacher set predicts, {(member, split): (rows,) classes}, all of it or nothing."""
+        rows = [(fit, teacher_set, member, split, _packed(c)) for (member, split), c in predicted.items()]
+        with self._transaction():
+            self._db.executemany("INSERT OR IGNORE INTO teacher_predictions VALUES (?, ?, ?, ?, ?)", rows)
 
     def clock(self, phase: str, event: str) -> None:
         """Note that a phase of the sweep began or ended."""

@@ -184,7 +184,8 @@ def test_one_seed_of_one_winner_has_a_mean_and_no_interval(tmp_path):
         assert (tuned["ci95"], tuned["ci95_seeds"], tuned["n"]) == (None, None, 1)
     delta = arm(result, "kd")["delta_vs_baseline"]
     assert [delta[k] for k in ("ci95", "ci95_seeds", "ci95_family", "p_value", "p_adjusted")] == [None] * 5
-    assert arm(result, "kd")["verdict"] == "indistinguishable"
+    assert arm(result, "kd")["verdict"] is None
+    assert any("one search an arm" in note for note in result["notes"])
     assert result["published_claims"][0]["ci95"] is None
     assert result["published_claims"][0]["verdict"] == "inconclusive"
 
@@ -424,6 +425,15 @@ def test_an_interrupted_confirmation_of_one_winner_an_arm_is_paired_over_the_see
     assert arm(result, A_A_CONTROL)["delta_vs_baseline"]["ci95"] is None
 
 
+def test_an_arm_of_which_some_winners_are_confirmed_has_no_verdict_yet(tmp_path):
+    world = World()
+    confirmed(tmp_path, world, accuracies(world))
+    with Ledger.open(tmp_path) as ledger:
+        ledger._db.execute("DELETE FROM runs WHERE purpose = 'tuned' AND arm = 'kd' AND subsearch > 0")
+    assert arm(compare(tmp_path), "kd")["delta_vs_baseline"] is None
+    assert arm(compare(tmp_path), "kd")["verdict"] is None
+
+
 def test_optimism_is_the_searchs_value_minus_that_under_fresh_seeds(tmp_path):
     world = World()
     with searched(tmp_path) as ledger:
@@ -482,9 +492,8 @@ def test_a_claim_that_is_not_comparable_carries_its_reason_as_the_verdict(tmp_pa
 def add_teacher(ledger, world, teacher_set, ensemble, members):
     def predicts(member, accuracy):
         right = np.arange(ROWS) < accuracy * ROWS
-        ledger.teacher_predicts(
-            "train+validation", teacher_set, member, "test", np.where(right, world.labels, 1 - world.labels)
-        )
+        classes = np.where(right, world.labels, 1 - world.labels)
+        ledger.teacher_predicts("train+validation", teacher_set, {(member, "test"): classes})
 
     predicts(ENSEMBLE, ensemble)
     for member, accuracy in enumerate(members):

@@ -128,7 +128,7 @@ def test_every_look_at_a_split_is_kept_with_its_labels(ledger):
 def test_teachers_come_back_with_what_they_predicted(ledger):
     ledger.teacher("train", 1, "abc", 2.5, 99)
     for member in (0, ENSEMBLE):
-        ledger.teacher_predicts("train", 1, member, "test", np.array([member % 2, 1], dtype=np.uint8))
+        ledger.teacher_predicts("train", 1, {(member, "test"): np.array([member % 2, 1], dtype=np.uint8)})
     assert reopened(ledger).teachers() == [
         {"fit": "train", "teacher_set": 1, "artefact": "abc", "seconds": 2.5, "parameters": 99}
     ]
