@@ -129,8 +129,8 @@ class _Comparison:
 
     def _differences(self, split: str = "test") -> dict[str, Difference]:
         """Every arm, tuned or fixed, minus the tuned baseline."""
-        arms = {a: self._confirmed("tuned" if a in self.tuned else "fixed", a, split) for a in self.study.arms}
-        arms = {a: c for a, c in arms.items() if c is not None and self._is_whole(a, c)}
+        found = {a: self._confirmed("tuned" if a in self.tuned else "fixed", a, split) for a in self.study.arms}
+        arms = {a: c for a, c in found.items() if c is not None and self._is_whole(a, c)}
         baseline = arms.get(BASELINE)
         if baseline is None:
             return {}

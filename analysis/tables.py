@@ -129,9 +129,10 @@ def conclusions(result: Json) -> list[str]:
     if helps["answer"] == needed["answer"] == "better":
         return [f"Distillation helps: {gain} over tuned training on labels, and no teacher-free control does as well."]
     if helps["answer"] == "better":
+        short = f"{needed['answer']}: {points(needed['mean'])} {interval(needed['ci95_family'], sign=True)}"
         return [
             f"Distillation beats tuned training on labels by {gain}, but label smoothing, which needs no teacher, "
-            f"is not beaten ({needed['answer']}: {points(needed['mean'])} {interval(needed['ci95_family'], sign=True)})."
+            f"is not beaten ({short})."
         ]
     return [f"This sweep does not show that distillation helps: against tuned training on labels {gain}."]
 
