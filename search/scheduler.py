@@ -1,8 +1,10 @@
 """Ray Tune's scheduler: enters what trials report, and stops them at rungs as their sub-search decides."""
 
 import json
+from pathlib import Path
 from typing import Any
 
+from ray import cloudpickle
 from ray.exceptions import RayTaskError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -57,14 +59,23 @@ class ArmScheduler(FIFOScheduler):
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         name = trial.config["trial"]
         if name in self._state.live:
-            error = trial.get_pickled_error() if trial.error_file else None
+            error = _error_of(trial)
             self._state.crash(name, _last_line(error), own_fault=isinstance(error, RayTaskError))
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
         self._state.leave(trial.config["trial"])
 
 
+def _error_of(trial: Any) -> Exception | None:
+    """The exception that Ray Tune wrote beside the trial's logs on this machine, or None."""
+    path = trial.pickled_error_file
+    if not path or not Path(path).is_file():
+        return None
+    error: Exception = cloudpickle.loads(Path(path).read_bytes())
+    return error
+
+
 def _last_line(error: Exception | None) -> str:
     """The sentence at the end of a remote traceback."""
     lines = str(error).strip().splitlines()
-    return lines[-1] if lines else type(error).__name__
+    return lines[-1] if error is not None and lines else "it gave no reason"

@@ -22,7 +22,7 @@ A_A_OFFSET = (
 PER_SUBSEARCH = 1_000
 MAX_ATTEMPTS = 3
 DIVERGED = "a loss, a parameter or the score is not a finite number"
-CRASHES_IN_A_ROW = 5  # of one arm: then its code is at fault, and a crash that costs nothing would be repeated for ever
+CRASHES_IN_A_ROW = 3  # of one arm: then its code is at fault, and a crash that costs nothing would be repeated for ever
 
 
 @dataclass

@@ -1,10 +1,12 @@
 """The search phase: one Ray Tune Tuner for all arms."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 from ray import tune
 from ray.tune import Callback, RunConfig, TuneConfig
+from ray.tune.execution.class_cache import DEFAULT_ENV_VARS, ENV_VARS_TO_PROPAGATE
 
 from search.progress import Progress
 from search.runner import run_trial
@@ -26,7 +28,16 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 # Read in the workers: at its default of 2 s a trial that leaves slowly takes the next, innocent one down with it.
-WORKER_ENVIRONMENT = {"TUNE_FUNCTION_THREAD_TIMEOUT_S": "60", "RAY_CHDIR_TO_TRIAL_DIR": "0", "OMP_NUM_THREADS": "1"}
+# What Ray Tune sets for its own actors is set for all workers, since a worker is used again only where its environment
+# is the same: trials then start at once on workers that the preparation has left, with torch in memory. Without it a
+# trial of 2 s is over before a second worker has started, takes over the trial that waited for that one, and so on:
+# one worker runs the whole search.
+WORKER_ENVIRONMENT = {
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
+    "OMP_NUM_THREADS": "1",
+    **DEFAULT_ENV_VARS,
+    **{name: ENVIRONMENT[name] for name in ENV_VARS_TO_PROPAGATE if name in ENVIRONMENT},
+}
 
 
 def search(
@@ -36,6 +47,7 @@ def search(
 
     payload: reference to the `Payload` of all trials. resources: `cpu` and `gpu` of a trial.
     """
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(concurrent)  # ask for all workers at once, not one by one
     storage = run / "ray"
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, shared=[payload], checkpoints=str(storage / "checkpoints")), resources

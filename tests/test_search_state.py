@@ -12,7 +12,7 @@ import pytest
 from optuna.trial import TrialState
 
 from search.ledger import Ledger
-from search.state import SearchState
+from search.state import CRASHES_IN_A_ROW, SearchState
 from spaces import A_A_CONTROL, BASELINE
 from tests.made_ledgers import new_run, row
 from tests.simulated_search import BUDGET, CONCURRENT, LARGEST_STEP, RUNGS, SEEDS, STUDY, Simulator
@@ -334,26 +334,26 @@ def crash_or_pass(state, crashing, crashes):
             state.report(live.record.trial, reports_to(RUNGS[0]), diverged=False)
 
 
-def test_five_crashes_in_a_row_of_one_arm_fail_the_sweep(tmp_path):
+def test_crashes_in_a_row_of_one_arm_fail_the_sweep(tmp_path):
     with new_run(tmp_path, STUDY) as ledger:
         state = SearchState(STUDY, ledger, seed=0)
-        crash_or_pass(state, "kd", 4)
+        crash_or_pass(state, "kd", CRASHES_IN_A_ROW - 1)
         assert (state.failure, state.stopping) == (None, False)
         crash_or_pass(state, "kd", 1)
         assert state.stopping
-        for word in ("5 trials", "kd", "ValueError: a bug"):
+        for word in (f"{CRASHES_IN_A_ROW} trials", "kd", "ValueError: a bug"):
             assert word in state.failure
-        assert sum(e.how == "crashed" for e in ledger.ends().values()) == 5
+        assert sum(e.how == "crashed" for e in ledger.ends().values()) == CRASHES_IN_A_ROW
 
 
 def test_a_trial_that_ends_otherwise_breaks_the_row_of_crashes(tmp_path):
     with new_run(tmp_path, STUDY) as ledger:
         state = SearchState(STUDY, ledger, seed=0)
-        crash_or_pass(state, "kd", 4)
+        crash_or_pass(state, "kd", CRASHES_IN_A_ROW - 1)
         while (live := state.next_trial()).record.arm != "kd":
             pass
         state.report(live.record.trial, [row(1, None, seeds=SEEDS)], diverged=True)
-        crash_or_pass(state, "kd", 4)
+        crash_or_pass(state, "kd", CRASHES_IN_A_ROW - 1)
         assert (state.failure, state.stopping) == (None, False)
 
 

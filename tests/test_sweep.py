@@ -256,7 +256,7 @@ def train(config, context):
 SLOW_EPOCHS = """
 def train(config, context):
     for result in mlp.train(config, context):
-        time.sleep(0.15)
+        time.sleep(0.05)
         yield result
 """
 
