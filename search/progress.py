@@ -29,7 +29,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """One line of news."""
-        self._console.print(text, highlight=False)
+        self._console.print(text, highlight=False, soft_wrap=True)
 
     def phase(self, name: str, steps: int) -> Callable[[], None]:
         """Begin a phase of `steps` steps; call what comes back after each."""

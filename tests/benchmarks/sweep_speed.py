@@ -73,7 +73,7 @@ def warm_cache(folder: Path) -> None:
     """Train the teachers that a sweep needs into a cache of their own."""
     os.environ["DISTUNE_CACHE"] = str(folder / "cache")
     say("training the teachers")
-    run_module("distune", "sweep", "mlp-ensemble", "--quick", "--out", str(folder / "warm"))
+    run_module("distune", "sweep", "mlp-ensemble", "--quick", "--arms", "hard_labels", "--out", str(folder / "warm"))
 
 
 def packed_trial_seconds(seeds: int) -> float:
