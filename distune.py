@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -246,7 +247,7 @@ def sweep_command(
         return
     if out is not None and out.exists():
         raise BadInput(f"{out} exists already: resume it with `distune resume {out}`, or give another --out")
-    from search.sweep import Interrupted, SweepFailed, default_run_folder
+    from search.sweep import default_run_folder
 
     folder = out or default_run_folder(chosen.name)
     try:
@@ -260,7 +261,9 @@ def sweep_command(
             address=address,
             verbose=verbose,
         )
-    except (SweepFailed, Interrupted, KeyboardInterrupt) as error:
+    except BadInput:
+        raise
+    except (Exception, KeyboardInterrupt) as error:
         _leave(folder, error)
     _finish(run, as_json)
 
@@ -270,12 +273,14 @@ def resume(run: RunArgument, as_json: AsJson = False) -> None:
     """Go on with a sweep that was stopped, from its ledger; what is finished is not done again."""
     opened = open_run(run)
     from search.progress import Progress
-    from search.sweep import Interrupted, SweepFailed
     from search.sweep import resume as go_on
+    from spaces import BadInput
 
     try:
         go_on(run, Progress())
-    except (SweepFailed, Interrupted, KeyboardInterrupt) as error:
+    except BadInput:
+        raise
+    except (Exception, KeyboardInterrupt) as error:
         _leave(run, error)
     _finish(opened, as_json)
 
@@ -328,9 +333,11 @@ def _finish(run: Run, as_json: bool) -> None:
 
 def _leave(run: Path, error: BaseException) -> None:
     """Say what stopped the sweep and how to go on with it."""
-    from search.sweep import SweepFailed
+    from search.sweep import Interrupted, SweepFailed
 
-    failed = isinstance(error, SweepFailed)
+    failed = not isinstance(error, Interrupted | KeyboardInterrupt)
+    if failed and not isinstance(error, SweepFailed):
+        traceback.print_exception(error)
     print(f"distune: {error}" if failed else "distune: stopped", file=sys.stderr)
     if run.exists():
         print(f"resume with: distune resume {run}", file=sys.stderr)

@@ -50,6 +50,7 @@ class Options:
 
 def start(study: Study, run: Path, seed: int, options: Options, progress: Progress) -> None:
     """Run a new sweep into the folder `run`, which must not exist. Raises BadInput before anything is written."""
+    run = run.absolute()  # Ray and its workers may stand elsewhere
     _refuse_existing(run)
     with _ray(options) as concurrent:
         run.mkdir(parents=True)
@@ -60,6 +61,7 @@ def start(study: Study, run: Path, seed: int, options: Options, progress: Progre
 
 def resume(run: Path, progress: Progress, options: Options | None = None) -> None:
     """Go on with an unfinished sweep from its ledger; a finished one is left as it is."""
+    run = run.absolute()
     with Ledger.open(run) as ledger:
         meta = ledger.meta
         study = load_study(run / STUDY_FILE)

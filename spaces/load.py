@@ -103,6 +103,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise BadInput(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise BadInput(f"{path} must be a mapping such as 'extends: mlp-ensemble', got {type(raw).__name__}")
+    if isinstance(raw.get("trainable"), str):
+        raw["trainable"] = str(path.parent.absolute() / raw["trainable"])  # a path in a file is relative to the file
     if "extends" not in raw:
         return raw
     base = raw.pop("extends")

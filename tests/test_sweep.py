@@ -39,8 +39,8 @@ def command(*arguments):
     return [sys.executable, "-m", "distune", *map(str, arguments)]
 
 
-def run(*arguments, timeout=240):
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=timeout, check=False)
+def run(*arguments, timeout=240, cwd=None):
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=timeout, check=False, cwd=cwd)
 
 
 def write_study(folder, **changes):
@@ -77,7 +77,7 @@ def finished(tmp_path_factory):
     """One small sweep of the whole study through the command line."""
     folder = tmp_path_factory.mktemp("finished")
     out = folder / "run"
-    done = run("sweep", write_study(folder), "--out", out)
+    done = run("sweep", write_study(folder), "--out", "run", cwd=folder)  # a relative path, as `make sweep` has
     assert done.returncode == 0, done.stderr
     return out, done
 
