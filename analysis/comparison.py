@@ -5,7 +5,6 @@ too; published configurations are paired by seed; test rows count as a sample in
 and each verdict is read off the interval that the correction leaves.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis import beside, costs
 from analysis.statistics import (
     Difference,
-    Spread,
     arm_verdict,
     between_arms,
     claim_verdict,
@@ -37,8 +36,7 @@ from spaces import A_A_CONTROL, BASELINE, Study, load_study
 
 Correct = NDArray[np.float64]
 Json = dict[str, Any]
-CONFIRMED = ("tuned", "as_published", "fixed")
-FLAG_SECONDS = 1.2  # an arm that costs more than this times the baseline's seconds is said to
+BEST_OF_EPOCHS = "max_over_epochs_on_test"
 
 
 @dataclass(frozen=True)
@@ -71,9 +69,16 @@ class _Comparison:
         self.tuned = {arm: self._confirmed("tuned", arm) for arm in study.searched}
         self.published = {arm: self._confirmed("as_published", arm) for arm in study.arms}
         self.fixed = {arm: self._confirmed("fixed", arm) for arm in study.arms}
+        for arm, definition in study.arms.items():
+            if definition.published and definition.published.config == definition.default and self.fixed[arm]:
+                self.published[arm] = self.fixed[arm]  # a fixed arm whose one configuration is the published one
 
     def result(self) -> Json:
-        budget, spent = self._budget(), search_spend(self.study, self.trials, self.epochs)
+        (budget, dear), spent = (
+            costs.by_arm(self.study, self.ledger),
+            search_spend(self.study, self.trials, self.epochs),
+        )
+        self.notes += dear
         wanted = self.study.budget.search_seed_epochs
         finished = ("confirmation", "end") in [(phase, event) for phase, event, _ in self.ledger.phases()]
         complete = finished and min(spent.values()) >= wanted
@@ -87,7 +92,7 @@ class _Comparison:
         differences = self._differences()
         arms = [self._arm(arm, differences) for arm in self.study.arms]
         silent = [name for name, arm in self.study.arms.items() if arm.published is None]
-        if silent:
+        if silent and len(silent) < len(self.study.arms):
             self.notes.append(f"as_published is null where the source reports no number: {', '.join(silent)}")
         return {
             "study": self.study.name,
@@ -98,13 +103,14 @@ class _Comparison:
             "fair_budget": {"limit": limit, "per_arm": wanted, "spent_past_limit": past},
             "margin": self._margin(differences),
             "budget": budget,
-            "confirmation": self._confirmation_cost(),
+            "confirmation": costs.of_confirmation(self.ledger),
             "arms": arms,
             "contrasts": self._contrasts(),
             "published_claims": self._claims(),
+            "effects": beside.effects(self.study.effects, {a: (c.seeds, c.flat) for a, c in self.fixed.items() if c}),
             "teacher": self._teacher(),
             "looks_at_test": self.ledger.looks(),
-            "seconds": self._seconds(),
+            "seconds": costs.seconds(self.ledger),
             "notes": list(dict.fromkeys(self.notes)),
         }
 
@@ -167,6 +173,14 @@ class _Comparison:
         }
         if definition.kind == "fixed":
             result["fixed"] = self._configuration(self.fixed[arm], definition.default)
+        shown = self.tuned.get(arm) or self.fixed.get(arm)
+        if shown is not None:
+            result["evaluation"] = beside.evaluation(
+                shown.runs, self.ledger.predictions(shown.runs, "test"), self._teacher_classes()
+            )
+        if definition.published and definition.published.statistic == BEST_OF_EPOCHS and self.published[arm]:
+            runs, metric = self.published[arm].runs, f"test_{self.study.metric}_best_epoch"
+            result["best_of_epochs"] = beside.best_of_epochs(runs, metric, definition.published.value)
         if arm in differences:
             result |= self._judged(arm, differences)
         elif arm != BASELINE:
@@ -175,7 +189,8 @@ class _Comparison:
 
     def _judged(self, arm: str, differences: Mapping[str, Difference]) -> Json:
         """Difference from the baseline, corrected inside the family of candidates; the A/A control is in no family."""
-        family = [a for a in self.study.candidates if a in differences]
+        own = self.study.candidates if self.study.arms[arm].kind == "searched" else self.study.fixed
+        family = [a for a in own if a in differences]
         adjusted = dict(zip(family, holm([differences[a].total.p_value() for a in family]), strict=True))
         difference, margin = differences[arm], self._margin(differences)
         p = difference.total.p_value()
@@ -234,7 +249,7 @@ class _Comparison:
             "mean": whole.mean,
             "ci95": _pair(whole.interval()),
             "ci95_seeds": _pair(seeds.interval()),
-            "one_seed95": _one_seed(seeds),
+            "one_seed95": beside.one_seed(seeds),
             "n": len(confirmed.runs),
             "config": dict(config),
             "population": self._mean_of(confirmed.runs, f"population_{self.study.metric}"),
@@ -323,6 +338,7 @@ class _Comparison:
                     "ci95": _pair(interval),
                     "ci95_seeds": None if difference is None else _pair(difference.without_rows.interval(level)),
                     "p_adjusted": corrected,
+                    "notes": claim.notes,
                     "sign_flip_p": None if difference is None else self._sign_flip(claim.better, claim.worse),
                     "population": self._claim_on_population(claim.better, claim.worse),
                     "verdict": verdict,
@@ -367,6 +383,11 @@ class _Comparison:
             )
         return results
 
+    def _teacher_classes(self) -> dict[int, NDArray[Any]]:
+        """{teacher set: (rows,) predicted classes of the test rows}."""
+        predicted = self.ledger.teacher_predictions(self.study.confirm_on, "test")
+        return {k: classes for (k, member), classes in predicted.items() if member == ENSEMBLE}
+
     def _teacher(self) -> Json | None:
         """The article's derived figures: members, ensemble, parameters, and the share of its edge recovered."""
         predicted = self.ledger.teacher_predictions(self.study.confirm_on, "test")
@@ -376,7 +397,7 @@ class _Comparison:
         sets = sorted({k for k, m in correct if m == ENSEMBLE})
         ensembles = np.stack([correct[k, ENSEMBLE] for k in sets])
         members = [float(c.mean()) for (_, m), c in correct.items() if m != ENSEMBLE]
-        if not sets or not members:
+        if not sets:
             return None  # the judging of the first teacher was interrupted
         whole = over_seeds_and_rows(ensembles)
         teacher_parameters = next((t["parameters"] for t in self.ledger.teachers()), None)
@@ -390,7 +411,9 @@ class _Comparison:
             "published": self.study.published_teacher,
             "ensemble": {"mean": whole.mean, "ci95": _pair(whole.interval()), "n": len(sets)},
             "ensemble_population": on_fresh,
-            "members": {"mean": float(np.mean(members)), "min": min(members), "max": max(members), "n": len(members)},
+            "members": {"mean": float(np.mean(members)), "min": min(members), "max": max(members), "n": len(members)}
+            if members
+            else None,
             "teacher_parameters": teacher_parameters,
             "student_parameters": int(student) if student else None,
             "compression": teacher_parameters / student if teacher_parameters and student else None,
@@ -418,48 +441,6 @@ class _Comparison:
             "reason": share.reason,
         }
 
-    # What it cost.
-
-    def _budget(self) -> dict[str, Json]:
-        arm_of = {t.trial: t.arm for t in self.trials}
-        result: dict[str, Json] = {
-            a: {"seed_epochs": 0, "trials": 0, "seconds": 0.0, "ended": {}} for a in self.study.searched
-        }
-        for trial in self.trials:
-            result[trial.arm]["trials"] += 1
-            how = self.ends[trial.trial].how if trial.trial in self.ends else "unfinished"
-            result[trial.arm]["ended"][how] = result[trial.arm]["ended"].get(how, 0) + 1
-        for row in self.epochs:
-            result[arm_of[row.trial]]["seed_epochs"] += row.seeds
-            result[arm_of[row.trial]]["seconds"] += row.seconds
-        for run in self.runs:
-            if run.purpose == "reevaluation":
-                result[run.arm]["seed_epochs"] += run.epochs
-                result[run.arm]["seconds"] += run.seconds
-        cost = {a: b["seconds"] / b["seed_epochs"] for a, b in result.items() if b["seed_epochs"]}
-        for arm, seconds in cost.items():
-            if BASELINE in cost and seconds > FLAG_SECONDS * cost[BASELINE]:
-                self.notes.append(
-                    f"{arm}: a seed-epoch costs {seconds / cost[BASELINE]:.2f} times the baseline's seconds "
-                    "(batch sizes differ too)"
-                )
-        return result
-
-    def _confirmation_cost(self) -> Json:
-        runs = [run for run in self.runs if run.purpose in CONFIRMED]
-        return {"seed_epochs": sum(r.epochs for r in runs), "seconds": sum(r.seconds for r in runs)}
-
-    def _seconds(self) -> Json:
-        """Wall seconds of each phase, over all lives of the sweep, and what the teachers cost when they were built."""
-        open_at: dict[str, float] = {}
-        total: dict[str, float] = defaultdict(float)
-        for phase, event, at in self.ledger.phases():
-            if event == "begin":
-                open_at[phase] = at
-            elif event == "end" and phase in open_at:
-                total[phase] += at - open_at.pop(phase)
-        return {**total, "teachers": sum(t["seconds"] for t in self.ledger.teachers())}
-
 
 def _between(a: Confirmed, b: Confirmed) -> Difference:
     """Arms by their winners' means; with one winner each, by the seeds that both have, pairwise."""
@@ -473,13 +454,3 @@ def _between(a: Confirmed, b: Confirmed) -> Difference:
 
 def _pair(interval: tuple[float, float] | None) -> list[float] | None:
     return None if interval is None else [float(interval[0]), float(interval[1])]
-
-
-def _one_seed(seeds: Spread) -> list[float] | None:
-    """Where one more seed on these test rows would lie: mean ± t s sqrt(1 + 1/n); a published single run should."""
-    interval = seeds.interval()
-    if interval is None:
-        return None
-    widen = math.sqrt(seeds.n + 1)
-    half = (interval[1] - interval[0]) / 2 * widen
-    return [seeds.mean - half, seeds.mean + half]

@@ -38,8 +38,11 @@ def render(result: Json) -> RenderableType:
     parts: list[RenderableType] = [_ablation(result), *_sentences(result)]
     if result["contrasts"]:
         parts.append(_contrasts(result["contrasts"], result["margin"]))
+    if any(effect["mean"] is not None for effect in result["effects"]):
+        parts.append(_effects(result["effects"]))
     if result["teacher"]:
         parts.append(_teacher(result["teacher"]))
+    parts += [table for table in (_beside(result), _best_of_epochs(result)) if table is not None]
     parts.append(_budget(result))
     parts += [Text(f"note: {note}", style="dim") for note in result["notes"]]
     return Group(*parts)
@@ -154,17 +157,100 @@ def _contrasts(contrasts: Sequence[Json], margin: float) -> Table:
     return table
 
 
+def _effects(effects: Sequence[Json]) -> Table:
+    table = new_table(
+        "where a difference of fixed arms comes from, in points",
+        ("effect",),
+        ("mean", "95 % over seeds and rows (Holm)", "over seeds", "p (Holm)"),
+    )
+    for e in effects:
+        table.add_row(
+            e["effect"],
+            points(e["mean"]),
+            "exactly 0 for every row and seed" if _exactly_zero(e) else interval(e["ci95_family"], sign=True),
+            interval(e["ci95_seeds"], sign=True),
+            p_value(e["p_adjusted"]),
+        )
+    return table
+
+
+def _exactly_zero(effect: Json) -> bool:
+    return bool(effect["mean"] == 0 and effect["ci95"] == [0.0, 0.0])
+
+
+BESIDE = {
+    "nll": "NLL",
+    "calibration_error": "ECE",
+    "accuracy_noise_0.1": "noise 0.1",
+    "accuracy_noise_0.2": "noise 0.2",
+    "accuracy_occlusion_0.25": "occluded 1/4",
+    "accuracy_occlusion_0.5": "occluded 1/2",
+    "teacher_agreement": "as teacher",
+    "ms_per_sample_batch_1": "ms, batch 1",
+    "ms_per_sample_batch_128": "ms, batch 128",
+    "parameters": "parameters",
+}
+PERCENT = ("calibration_error", "teacher_agreement")
+
+
+def _beside(result: Json) -> Table | None:
+    """Beside accuracy: means over the confirmed seeds of every arm, as far as they were measured."""
+    found = {arm["arm"]: arm.get("evaluation") or {} for arm in result["arms"]}
+    shown = [name for name in BESIDE if any(name in values for values in found.values())]
+    if not shown:
+        return None
+    table = new_table(
+        "beside accuracy, on test",
+        ("arm",),
+        [BESIDE[name] for name in shown],
+        caption="ECE, agreement and accuracies in percent; times are medians, measured while other trials ran",
+    )
+    for arm, values in found.items():
+        if values:
+            table.add_row(arm, *(_beside_value(name, values.get(name)) for name in shown))
+    return table
+
+
+def _beside_value(name: str, value: Json | None) -> str:
+    if value is None:
+        return "-"
+    if name == "parameters":
+        return _count(int(value["mean"]))
+    if name in PERCENT or name.startswith("accuracy"):
+        return percent(value["mean"], 1)
+    return f"{value['mean']:.3f}"
+
+
+def _best_of_epochs(result: Json) -> Table | None:
+    """The published best of epochs on the test set beside ours under the same rule; no verdict rests on it."""
+    found = {arm["arm"]: arm["best_of_epochs"] for arm in result["arms"] if arm.get("best_of_epochs")}
+    if not found:
+        return None
+    table = new_table(
+        "best epoch on the test set, as the source reports it (for this comparison alone)",
+        ("arm", "published lies"),
+        ("published", "ours", "one more seed, 95 %"),
+    )
+    for arm, b in found.items():
+        where = "-" if b["published_inside"] is None else ("inside" if b["published_inside"] else "outside")
+        table.add_row(arm, where, percent(b["published"]), percent(b["mean"]), interval(b["one_seed95"]))
+    return table
+
+
 def _teacher(teacher: Json) -> Table:
     table = new_table("teacher and student", ("",), ("published", "measured"))
     ensemble, members = teacher["ensemble"], teacher["members"]
     fresh = "" if teacher["ensemble_population"] is None else f", fresh rows {percent(teacher['ensemble_population'])}"
     table.add_row(
-        f"ensemble, test accuracy ({ensemble['n']} sets)",
+        f"teacher, test accuracy ({ensemble['n']} of them)"
+        if members is None
+        else f"ensemble, test accuracy ({ensemble['n']} sets)",
         percent(teacher["published"]),
         f"{percent(ensemble['mean'])} {interval(ensemble['ci95'])}{fresh}",
     )
-    spread = f"{percent(members['mean'])} ({percent(members['min'])} to {percent(members['max'])})"
-    table.add_row(f"its members ({members['n']})", "-", spread)
+    if members:
+        spread = f"{percent(members['mean'])} ({percent(members['min'])} to {percent(members['max'])})"
+        table.add_row(f"its members ({members['n']})", "-", spread)
     edge = teacher["edge_recovered"]
     if edge:
         measured = edge["reason"] or ""

@@ -4,20 +4,22 @@ Each piece of work is one Ray task: one configuration under one pack of fresh se
 not done again, so that this can be interrupted anywhere.
 """
 
+import itertools
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from safetensors.torch import save
 
 from search import prepare
+from search.families import PACKABLE
 from search.ledger import ENSEMBLE, Ledger
-from search.payload import TRAIN, Payload, load_trainable, trial_config
+from search.payload import TRAIN, Payload, load_trainable, threads, trial_config
 from search.prepare import Prepared
 from search.progress import Progress
 from search.selection import candidates, fair_limit, search_spend, select, within
@@ -25,16 +27,21 @@ from search.state import PER_SUBSEARCH, arm_offset
 from spaces import Study
 from trainables.artefacts import write_atomically
 from trainables.datasets import Dataset
+from trainables.evaluation import latency, robustness, test_metrics, validation_metrics
 from trainables.streams import CONFIRMATION, REEVALUATION
 
 PACK = 10  # seeds of one configuration trained together where no sub-search divides them
 ALL_SUBSEARCHES = -1  # the sub-search number of what no sub-search chose: published and fixed configurations
-LOOK = "confirmation"
+LOOK, PEEKS = "confirmation", "peeks"
+BEST_OF_EPOCHS = "max_over_epochs_on_test"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One pack to train to the end. purpose: reevaluation | tuned | as_published | fixed. judge: read the test rows."""
+    """One pack to train to the end. purpose: reevaluation | tuned | as_published | fixed. judge: read the test rows.
+
+    peek: at every epoch, because the published number is the best of epochs on the test set and is compared as such.
+    """
 
     purpose: str
     arm: str
@@ -44,6 +51,7 @@ class Job:
     config: Mapping[str, Any]
     replicates: tuple[int, ...]
     judge: bool
+    peek: bool = False
 
 
 @ray.remote
@@ -54,24 +62,30 @@ def train_to_end(job: Job, payload: Payload, dataset: Dataset | None, students: 
     """
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads())
     study, began = payload.study, time.monotonic()
-    arm = study.arms[job.arm]
-    config = trial_config(arm, job.config, job.replicates, study)
-    (last,) = deque(load_trainable(study)(config, payload.context()), maxlen=1)
+    config = trial_config(study, job.arm, job.config, job.replicates)
+    test = dataset.test if dataset is not None else None
+    peeked: list[list[float]] = []
+    for last in load_trainable(study)(config, payload.context()):
+        if job.peek and test is not None and not last.diverged:
+            labels = torch.from_numpy(np.asarray(test.y))
+            peeked.append(validation_metrics(last.logits(test.x).cpu(), labels)["val_accuracy"])
     if last.diverged and len(job.replicates) > 1:  # one seed's divergence must not cost the others theirs
         alone = [Job(**{**vars(job), "replicates": (r,)}) for r in job.replicates]
         return [row for one in alone for row in train_to_end._function(one, payload, dataset, students)]
     metrics = {k: v for k, v in last.metrics.items() if k.startswith("val_")}
     predictions = {}
     for split, rows in (prepare.judged_rows(dataset) if dataset is not None else {}).items():
-        logits = last.logits(rows.x)
-        labels = torch.from_numpy(rows.y).expand(logits.shape[:-1])
-        classes = logits.argmax(dim=-1).cpu()
-        metrics[f"{split}_accuracy"] = (classes == labels).double().mean(dim=-1).tolist()
-        nll = torch.nn.functional.cross_entropy(logits.cpu().movedim(-1, 1), labels, reduction="none")
-        metrics[f"{split}_nll"] = nll.mean(dim=-1).tolist()
-        predictions[split] = classes.numpy().astype("uint8")
+        logits = last.logits(rows.x).cpu()
+        metrics |= test_metrics(logits, torch.from_numpy(np.asarray(rows.y)), split)
+        predictions[split] = logits.argmax(dim=-1).numpy().astype(np.int64)
+    if test is not None and study.family == "vision" and not last.diverged:
+        metrics |= robustness(last.logits, test)
+        speed = latency(last.logits, test)
+        metrics |= {name: [ms / len(job.replicates)] * len(job.replicates) for name, ms in speed.items()}
+    if peeked:
+        metrics[f"test_{study.metric}_best_epoch"] = np.max(peeked, axis=0).tolist()
     metrics["parameters"] = [float(last.parameters)] * len(job.replicates)
     metrics["diverged"] = [float(last.diverged)] * len(job.replicates)
     if students is not None and not last.diverged:
@@ -103,8 +117,8 @@ def reevaluation_jobs(study: Study, ledger: Ledger) -> list[Job]:
     for (arm, g), ranked in sorted(candidates(study, trials, kept, ledger.ends()).items()):
         first = REEVALUATION + arm_offset(arm) + g * PER_SUBSEARCH
         for c in ranked[:top]:
-            replicates = tuple(range(first, first + seeds))
-            jobs.append(Job("reevaluation", arm, g, TRAIN, c.trial, c.config, replicates, judge=False))
+            for replicates in _packs(study, range(first, first + seeds)):
+                jobs.append(Job("reevaluation", arm, g, TRAIN, c.trial, c.config, replicates, judge=False))
     return jobs if seeds else []
 
 
@@ -116,19 +130,30 @@ def confirmation_jobs(study: Study, ledger: Ledger) -> list[Job]:
         first = CONFIRMATION + arm_offset(arm) + g * PER_SUBSEARCH
         chosen = winner.candidate
         for fit in dict.fromkeys((study.confirm_on, TRAIN)):
-            replicates = tuple(range(first, first + share))
-            jobs.append(Job("tuned", arm, g, fit, chosen.trial, chosen.config, replicates, judge=True))
+            for replicates in _packs(study, range(first, first + share)):
+                jobs.append(Job("tuned", arm, g, fit, chosen.trial, chosen.config, replicates, judge=True))
     for arm, definition in study.arms.items():
-        configs = {"as_published": definition.published.config} if definition.published else {}
+        published = definition.published
+        configs = {"as_published": published.config} if published else {}
         if definition.kind == "fixed":
             configs["fixed"] = definition.default
+            if published and published.config == definition.default:
+                del configs["as_published"]
         first = CONFIRMATION + arm_offset(arm)
-        packs = math.ceil(total / PACK)
         for purpose, config in configs.items():
-            for pack in range(packs):
-                replicates = tuple(range(first + pack * total // packs, first + (pack + 1) * total // packs))
-                jobs.append(Job(purpose, arm, ALL_SUBSEARCHES, study.confirm_on, "", config, replicates, judge=True))
+            peek = published is not None and config == published.config and published.statistic == BEST_OF_EPOCHS
+            for replicates in _packs(study, range(first, first + total)):
+                jobs.append(
+                    Job(purpose, arm, ALL_SUBSEARCHES, study.confirm_on, "", config, replicates, judge=True, peek=peek)
+                )
     return jobs
+
+
+def _packs(study: Study, replicates: range) -> list[tuple[int, ...]]:
+    """Seeds to train in one task: several where they pack, else one, so that what is finished is kept at once."""
+    packs = math.ceil(len(replicates) / PACK) if study.family in PACKABLE else len(replicates)
+    edges = [len(replicates) * i // packs for i in range(packs + 1)]
+    return [tuple(replicates[a:b]) for a, b in itertools.pairwise(edges)]
 
 
 def reevaluate(
@@ -153,6 +178,8 @@ def confirm(
     for split in labels.keys() - opened:
         ledger.look(split, labels[split], LOOK)
     jobs = _unfinished(confirmation_jobs(study, ledger), ledger)
+    if any(job.peek for job in jobs) and PEEKS not in [look["purpose"] for look in ledger.looks()]:
+        ledger.look("test", labels["test"], PEEKS)
     tick = progress.phase("confirmation", len(jobs) + study.confirm_teachers)
     teachers = {
         prepare.judge_teacher.options(**options).remote(study, seed, prepared.dataset, study.confirm_on, k): k

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+Classes = NDArray[np.integer[Any]]  # (rows,) numbers of classes
 FORMAT = 1
 FILE = "ledger.sqlite"
 _TABLES = """
@@ -199,7 +200,7 @@ class Ledger:
         epochs: int,
         seconds: float,
         metrics: Mapping[str, float],
-        predictions: Mapping[str, NDArray[np.uint8]],
+        predictions: Mapping[str, Classes],
     ) -> None:
         """Append one seed of a re-evaluation or of the confirmation, with its predicted class of every row."""
         key = (purpose, arm, subsearch, fit, replicate, trial)
@@ -211,7 +212,7 @@ class Ledger:
                     row = (cursor.lastrowid, split, _packed(classes))
                     self._db.execute("INSERT INTO predictions VALUES (?, ?, ?)", row)
 
-    def look(self, split: str, labels: NDArray[np.uint8], purpose: str) -> None:
+    def look(self, split: str, labels: Classes, purpose: str) -> None:
         """Record that a split was opened, before it is read, and its labels."""
         with self._transaction():
             row = (split, len(labels), purpose, time.time())
@@ -222,9 +223,7 @@ class Ledger:
         row = (fit, teacher_set, artefact, seconds, parameters)
         self._db.execute("INSERT OR IGNORE INTO teachers VALUES (?, ?, ?, ?, ?)", row)
 
-    def teacher_predicts(
-        self, fit: str, teacher_set: int, predicted: Mapping[tuple[int, str], NDArray[np.uint8]]
-    ) -> None:
+    def teacher_predicts(self, fit: str, teacher_set: int, predicted: Mapping[tuple[int, str], Classes]) -> None:
         """Append what one teacher set predicts, {(member, split): (rows,) classes}, all of it or nothing."""
         rows = [(fit, teacher_set, member, split, _packed(c)) for (member, split), c in predicted.items()]
         with self._transaction():
@@ -267,11 +266,11 @@ class Ledger:
             for row, purpose, arm, g, fit, replicate, trial, config, epochs, seconds, metrics in rows
         ]
 
-    def predictions(self, runs: Sequence[RunRecord], split: str) -> NDArray[np.uint8]:
+    def predictions(self, runs: Sequence[RunRecord], split: str) -> Classes:
         """(runs, rows) predicted classes."""
         return np.stack([self._blob("predictions WHERE run = ? AND split = ?", (r.row, split)) for r in runs])
 
-    def labels(self, split: str) -> NDArray[np.uint8] | None:
+    def labels(self, split: str) -> Classes | None:
         """(rows,) true classes of a split that has been opened, else None."""
         try:
             return self._blob("labels WHERE split = ?", (split,))
@@ -288,7 +287,7 @@ class Ledger:
             dict(zip(("fit", "teacher_set", "artefact", "seconds", "parameters"), row, strict=True)) for row in rows
         ]
 
-    def teacher_predictions(self, fit: str, split: str) -> dict[tuple[int, int], NDArray[np.uint8]]:
+    def teacher_predictions(self, fit: str, split: str) -> dict[tuple[int, int], Classes]:
         """{(teacher set, member): (rows,) predicted classes}; member ENSEMBLE is the whole."""
         sql = "SELECT teacher_set, member, classes FROM teacher_predictions WHERE fit = ? AND split = ? ORDER BY 1, 2"
         return {(k, m): _unpacked(blob) for k, m, blob in self._db.execute(sql, (fit, split))}
@@ -301,7 +300,7 @@ class Ledger:
     def phases(self) -> list[tuple[str, str, float]]:
         return [(p, e, at) for p, e, at in self._db.execute("SELECT phase, event, at FROM clock ORDER BY rowid")]
 
-    def _blob(self, where: str, key: Sequence[Any]) -> NDArray[np.uint8]:
+    def _blob(self, where: str, key: Sequence[Any]) -> Classes:
         row = self._db.execute(f"SELECT classes FROM {where}", key).fetchone()
         if row is None:
             raise KeyError(f"no {where} for {key}")
@@ -318,11 +317,19 @@ class Ledger:
         self._db.execute("COMMIT")
 
 
-def _packed(classes: NDArray[np.uint8]) -> bytes:
+WIDE = b"H"  # before a blob of 16-bit classes; zlib's own streams never begin with it
+
+
+def _packed(classes: Classes) -> bytes:
+    """Compressed 8-bit classes, or 16-bit ones where a class is above 255."""
+    if len(classes) and classes.max() > 255:
+        return WIDE + zlib.compress(np.ascontiguousarray(classes, dtype="<u2").tobytes(), 1)
     return zlib.compress(np.ascontiguousarray(classes, dtype=np.uint8).tobytes(), 1)
 
 
-def _unpacked(blob: bytes) -> NDArray[np.uint8]:
+def _unpacked(blob: bytes) -> Classes:
+    if blob[:1] == WIDE:
+        return np.frombuffer(zlib.decompress(blob[1:]), dtype="<u2")
     return np.frombuffer(zlib.decompress(blob), dtype=np.uint8)
 
 

@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from spaces import Arm, Study
-from trainables.context import Context, EpochResult, TeacherOutputs, TrialConfig
+from search import families
+from spaces import Arm, BadInput, Study
+from trainables.context import Context, EpochResult, TrialConfig
 from trainables.datasets import Dataset, Rows, refuse_overlap
 from trainables.streams import Streams
-from trainables.teachers import ensemble
 
 TRAIN = "train"
-FAMILIES = {"mlp": "trainables.mlp:train"}
 Trainable = Callable[[TrialConfig, Context], Iterator[EpochResult]]
 
 
@@ -26,28 +25,35 @@ class Payload:
     fit: Rows
     validation: Rows | None
     classes: int
-    teachers: tuple[TeacherOutputs, ...]
+    teachers: tuple[Any, ...]
 
     def context(self, resume_epoch: int = 0, resume: Mapping[str, Any] | None = None) -> Context:
         return Context(
             fit=self.fit,
             validation=self.validation,
             classes=self.classes,
-            student=asdict(self.study.student),
             teachers=self.teachers,
             streams=Streams(self.study.name, self.seed),
+            views=asdict(self.study.views),
+            compute=asdict(self.study.compute),
             device=device(),
             resume_epoch=resume_epoch,
             resume=resume or {},
         )
 
 
-def trial_config(arm: Arm, hp: Mapping[str, Any], replicates: Any, study: Study, epochs: int = 0) -> TrialConfig:
+def trial_config(
+    study: Study, name: str, hp: Mapping[str, Any], replicates: Any, epochs: int | None = None
+) -> TrialConfig:
+    """What to tell the trainable of the arm `name`. epochs: how far to train, if not to the end."""
+    arm: Arm = study.arms[name]
     return TrialConfig(
         variant=arm.variant,
         hp=hp,
         replicates=tuple(replicates),
-        epochs=epochs or study.budget.max_epochs,
+        epochs=study.budget.max_epochs if epochs is None else epochs,
+        student=study.student_of(name),
+        horizon=study.budget.max_epochs,
         teacher_rows=arm.teacher_rows,
         audit_at=study.budget.rungs,
         dead_terms=arm.dead_terms,
@@ -56,7 +62,7 @@ def trial_config(arm: Arm, hp: Mapping[str, Any], replicates: Any, study: Study,
 
 def load_trainable(study: Study) -> Trainable:
     """The family's trainable, or the user's: `path/to/file.py:function`, loaded by path."""
-    source, _, name = (study.trainable or FAMILIES[study.family]).rpartition(":")
+    source, _, name = (study.trainable or families.TRAINABLES[study.family]).rpartition(":")
     if not study.trainable:
         module = importlib.import_module(source)
     else:
@@ -78,18 +84,33 @@ def device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def build_teacher(study: Study, seed: int, dataset: Dataset, fit: str, teacher_set: int) -> ensemble.Ensemble:
-    """One teacher set on the rows `fit`, from the cache or trained now. Raises Leak if it saw rows it may not."""
-    import torch
+def refuse_unusable(study: Study, say: Callable[[str], None]) -> None:
+    """Raise BadInput for what the networks, the data or the machine cannot do, before any work starts."""
+    from trainables.datasets.images import BadData
+    from trainables.layers import UnusableLayer
+    from trainables.teachers.cached import CacheTooLarge
 
-    torch.set_num_threads(1)
-    streams = Streams(study.name, seed)
-    teacher = ensemble.build(asdict(study.teacher), dataset.fit_rows(fit), dataset.classes, teacher_set, streams)
+    try:
+        families.refuse_unusable(study, say)
+    except (BadData, UnusableLayer, CacheTooLarge) as error:
+        raise BadInput(str(error)) from None
+
+
+def build_teacher(study: Study, seed: int, dataset: Dataset, fit: str, teacher_set: int) -> Any:
+    """One teacher set on the rows `fit`, from the cache or trained now. Raises Leak if it saw rows it may not."""
+    teacher = families.build_teacher(study, seed, dataset.fit_rows(fit), dataset.classes, teacher_set, device())
     if fit == TRAIN:
         refuse_overlap("the teacher", teacher.fitted_on, "validation", dataset.validation)
     if dataset.test is not None:
         refuse_overlap("the teacher", teacher.fitted_on, "test", dataset.test)
     return teacher
+
+
+def threads() -> int:
+    """CPUs that Ray has given to this worker, at least one."""
+    import ray
+
+    return max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
 
 
 def teacher_sets(study: Study) -> list[tuple[str, int]]:

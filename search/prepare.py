@@ -6,12 +6,12 @@ The driver holds references, not data. What a trial of the search is given (`Pay
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import ray
 
+from search.families import label
+from search.ledger import Classes
 from search.payload import TRAIN, Payload, build_teacher, load_trainable, trial_config
 from spaces import Study
-from trainables.context import TeacherOutputs
 from trainables.datasets import Dataset, Rows, load
 from trainables.streams import SEARCH
 
@@ -41,18 +41,16 @@ def load_dataset(study: Study) -> Dataset:
 
 
 @ray.remote(num_returns=2)
-def label_rows(
-    study: Study, seed: int, dataset: Dataset, fit: str, teacher_set: int
-) -> tuple[TeacherOutputs, TeacherBuilt]:
+def label_rows(study: Study, seed: int, dataset: Dataset, fit: str, teacher_set: int) -> tuple[Any, TeacherBuilt]:
     """Teacher set number `teacher_set` on the rows `fit`, from the cache or trained now; refused if it saw others."""
     teacher = build_teacher(study, seed, dataset, fit, teacher_set)
-    outputs = TeacherOutputs(teacher.logits(dataset.fit_rows(fit).x).numpy(), teacher.fitted_on)
+    outputs = label(study, teacher, dataset.fit_rows(fit), dataset.classes)
     artefact = teacher.artefact
     return outputs, TeacherBuilt(fit, teacher_set, artefact.key, artefact.about["seconds"], teacher.parameters)
 
 
 @ray.remote
-def make_payload(study: Study, seed: int, dataset: Dataset, fit: str, *teachers: TeacherOutputs) -> Payload:
+def make_payload(study: Study, seed: int, dataset: Dataset, fit: str, *teachers: Any) -> Payload:
     """What to train on; without validation rows where they are trained on."""
     shown = dataset.without_test()
     validation = shown.validation if fit == TRAIN else None
@@ -62,32 +60,30 @@ def make_payload(study: Study, seed: int, dataset: Dataset, fit: str, *teachers:
 @ray.remote
 def audit_first_step(payload: Payload) -> None:
     """Every arm's loss at its default, before anything is spent. Raises DeadTerm as a trial would."""
-    for arm in payload.study.arms.values():
-        config = trial_config(arm, arm.default, (SEARCH,), payload.study)
+    for name, arm in payload.study.arms.items():
+        config = trial_config(payload.study, name, arm.default, (SEARCH,), epochs=0)
         next(iter(load_trainable(payload.study)(config, payload.context())), None)
 
 
 @ray.remote
 def judge_teacher(
     study: Study, seed: int, dataset: Dataset, fit: str, teacher_set: int
-) -> dict[tuple[int, str], np.ndarray[Any, np.dtype[np.uint8]]]:
+) -> dict[tuple[int, str], Classes]:
     """Predicted classes on the test rows, by (member, split); member -1 is the ensemble. Confirmation only."""
     teacher = build_teacher(study, seed, dataset, fit, teacher_set)
     predicted = {}
     for split, rows in judged_rows(dataset).items():
         members = teacher.member_logits(rows.x)
-        predicted[-1, split] = members.mean(dim=0).argmax(dim=-1).numpy().astype(np.uint8)
-        if split == "test":
-            predicted |= {
-                (m, split): logits.argmax(dim=-1).numpy().astype(np.uint8) for m, logits in enumerate(members)
-            }
+        predicted[-1, split] = members.mean(dim=0).argmax(dim=-1).numpy()
+        if split == "test" and len(members) > 1:
+            predicted |= {(m, split): logits.argmax(dim=-1).numpy() for m, logits in enumerate(members)}
     return predicted
 
 
 @ray.remote
-def judged_labels(dataset: Dataset) -> dict[str, np.ndarray[Any, np.dtype[np.uint8]]]:
+def judged_labels(dataset: Dataset) -> dict[str, Classes]:
     """True classes of the splits that the confirmation reads."""
-    return {split: rows.y.astype(np.uint8) for split, rows in judged_rows(dataset).items()}
+    return {split: rows.y for split, rows in judged_rows(dataset).items()}
 
 
 def judged_rows(dataset: Dataset) -> dict[str, Rows]:

@@ -20,7 +20,7 @@ from ray import tune
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from search.payload import Payload, load_trainable, trial_config
+from search.payload import Payload, load_trainable, threads, trial_config
 from trainables.artefacts import write_atomically
 from trainables.context import EpochResult
 
@@ -35,11 +35,11 @@ def run_trial(config: dict[str, Any], shared: list[Any], checkpoints: str) -> No
     import ray
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads())
     payload: Payload = ray.get(shared[0])
     study, folder = payload.study, Path(checkpoints) / config["trial"]
     saved_epoch, saved = newest_checkpoint(folder) if config["resume_from"] else (0, None)
-    trial = trial_config(study.arms[config["arm"]], config["hp"], config["replicates"], study)
+    trial = trial_config(study, config["arm"], config["hp"], config["replicates"])
     results = load_trainable(study)(trial, payload.context(saved_epoch, saved))
     rows: list[dict[str, Any]] = []
     began = reported = stored = time.monotonic()

@@ -9,7 +9,7 @@ from search.confirm import pack_name
 from search.ledger import Ledger
 from search.selection import deployed, select
 from spaces import BadInput, load_study, nearest
-from trainables.mlp import Student
+from trainables import mlp, vision
 
 
 def load_student(run: Path, arm: str) -> nn.Module:
@@ -31,5 +31,8 @@ def load_student(run: Path, arm: str) -> nn.Module:
     for first in range(median.replicate, min(r.replicate for r in own) - 1, -1):
         path = run / "models" / f"{pack_name(median, first)}.safetensors"
         if path.is_file():
-            return Student(load_file(path), median.replicate - first)
+            state, place = load_file(path), median.replicate - first
+            if study.family == "vision":
+                return vision.Student(state, place, study.student_of(arm))
+            return mlp.Student(state, place)
     raise BadInput(f"the weights of {arm} are not in {run / 'models'}")

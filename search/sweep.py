@@ -16,7 +16,7 @@ import ray
 
 from search import confirm, prepare, tuning
 from search.ledger import Ledger
-from search.payload import TRAIN, teacher_sets
+from search.payload import TRAIN, refuse_unusable, teacher_sets
 from search.prepare import Prepared, TeacherBuilt
 from search.progress import Progress
 from search.selection import search_spend
@@ -52,6 +52,7 @@ def start(study: Study, run: Path, seed: int, options: Options, progress: Progre
     """Run a new sweep into the folder `run`, which must not exist. Raises BadInput before anything is written."""
     run = run.absolute()  # Ray and its workers may stand elsewhere
     _refuse_existing(run)
+    refuse_unusable(study, progress.say)
     with _ray(options) as concurrent:
         run.mkdir(parents=True)
         (run / STUDY_FILE).write_text(to_yaml(study), encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from spaces.load import BUILT_IN, BadInput, adjust, load_study, nearest, to_yaml
 from spaces.space import Choice, Range, Space
-from spaces.study import A_A_CONTROL, BASELINE, Arm, Budget, Claim, Published, Study
+from spaces.study import A_A_CONTROL, BASELINE, Arm, Budget, Claim, Effect, Published, Study
 
 __all__ = [
     "A_A_CONTROL",
@@ -13,6 +13,7 @@ __all__ = [
     "Budget",
     "Choice",
     "Claim",
+    "Effect",
     "Published",
     "Range",
     "Space",

@@ -11,10 +11,13 @@ from typing import Any, cast
 import pydantic
 import yaml
 
-from spaces import mlp_ensemble
+from spaces import attention_transfer, mlp_ensemble
+from spaces.families import KINDS, TAGS
 from spaces.study import A_A_CONTROL, BASELINE, Study
 
-BUILT_IN: dict[str, Study] = {study.name: study for study in (mlp_ensemble.STUDY,)}
+BUILT_IN: dict[str, Study] = {
+    study.name: study for study in (mlp_ensemble.STUDY, attention_transfer.CIFAR10, attention_transfer.DIGITS)
+}
 _STUDY = pydantic.TypeAdapter(Study)
 
 
@@ -70,6 +73,7 @@ def adjust(
         raw["arms"] = {name: arm for name, arm in raw["arms"].items() if name in kept}
         raw["contrasts"] = [c for c in raw["contrasts"] if {c[0], c[1]} <= kept]
         raw["claims"] = [c for c in raw["claims"] if {c["better"], c["worse"]} <= kept]
+        raw["effects"] = [e for e in raw["effects"] if set(e["arms"]) <= kept]
     if trials is not None:
         if trials < 1:
             raise BadInput(f"the number of trials must be 1 or more, got {trials}")
@@ -105,6 +109,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise BadInput(f"{path} must be a mapping such as 'extends: mlp-ensemble', got {type(raw).__name__}")
     if isinstance(raw.get("trainable"), str):
         raw["trainable"] = str(path.parent.absolute() / raw["trainable"])  # a path in a file is relative to the file
+    data = raw.get("data")
+    if isinstance(data, dict) and isinstance(data.get("path"), str):
+        raw["data"] = {**data, "path": str(path.parent.absolute() / Path(data["path"]).expanduser())}
     if "extends" not in raw:
         return raw
     base = raw.pop("extends")
@@ -133,7 +140,7 @@ def _merge(base: Any, changes: Any, where: str = "") -> Any:
     """`base` with `changes` laid over it, level by level; a dimension that turns into another kind is replaced."""
     if not isinstance(base, dict) or not isinstance(changes, dict):
         return changes
-    if "choices" in base or "choices" in changes:
+    if "choices" in base or "choices" in changes or changes.get("kind", base.get("kind")) != base.get("kind"):
         return changes
     merged = dict(base)
     for key, value in changes.items():
@@ -177,13 +184,13 @@ def _validate(raw: Mapping[str, Any]) -> Study:
 
 def _one_line(raw: Any, error: Any) -> str:
     """One of pydantic's errors as `where: what was given and what is allowed`."""
-    path = [str(p) for p in error["loc"] if p not in ("range", "choice")]
+    path = [str(p) for p in error["loc"] if p not in ("range", "choice") and p not in TAGS]
     where = ".".join(path) or "study"
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         parent = raw
         for part in path[:-1]:
             parent = parent.get(part, {}) if isinstance(parent, dict) else {}
-        allowed = _allowed_keys(path)
+        allowed = _allowed_keys(raw, path)
         return f"unknown key {where}{nearest(path[-1], allowed)}: allowed are {', '.join(allowed)}"
     if error["type"].startswith("missing"):
         return f"{where} is missing"
@@ -193,9 +200,10 @@ def _one_line(raw: Any, error: Any) -> str:
     return f"{where}: got {error['input']!r}: {reason[0].lower()}{reason[1:]}"
 
 
-def _allowed_keys(path: list[str]) -> list[str]:
-    """The fields of the dataclass that an unknown key was given to, found by walking a built-in study."""
-    node: Any = next(iter(BUILT_IN.values()))
+def _allowed_keys(raw: Any, path: list[str]) -> list[str]:
+    """The fields of the dataclass that an unknown key was given to, found by walking a study of the same family."""
+    family = raw.get("family") if isinstance(raw, dict) else None
+    node: Any = next((s for s in BUILT_IN.values() if s.family == family), next(iter(BUILT_IN.values())))
     for part in path[:-1]:
         if isinstance(node, dict):
             node = node.get(part, next(iter(node.values()), None))
@@ -203,4 +211,7 @@ def _allowed_keys(path: list[str]) -> list[str]:
             node = node[0]
         else:
             node = getattr(node, part)
+    kinds = KINDS.get(str(family), {}).get(path[0], {}) if len(path) == 2 else {}
+    if kinds:
+        node = kinds.get(raw[path[0]].get("kind"), node)
     return [f.name for f in dataclasses.fields(node)] if dataclasses.is_dataclass(node) else []

@@ -5,6 +5,8 @@ from YAML is checked by the same rules as one that is built in.
 """
 
 import math
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Literal
 
@@ -13,16 +15,21 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from spaces.families import (
+    KINDS,
     LIMITS,
+    NAMES,
     NEEDS_TEACHER,
     OF_VARIANT,
     ORDINARY,
-    MakeClassification,
-    MlpEnsemble,
-    MlpStudent,
+    Compute,
+    Data,
+    Family,
+    Student,
+    Teacher,
     Variant,
+    Views,
 )
-from spaces.space import STRICT, Choice, Config, Dimension, Range, Space, TeacherRows
+from spaces.space import STRICT, Choice, Config, Dimension, Range, Scalar, Space, TeacherRows
 
 BASELINE = "hard_labels"
 A_A_CONTROL = "hard_labels_again"
@@ -40,13 +47,32 @@ class Published:
 
 @dataclass(frozen=True, config=STRICT)
 class Claim:
-    """A published difference: `better` beats `worse` by `gain` of the study's metric."""
+    """A published difference: `better` beats `worse` by `gain` of the study's metric.
+
+    not_comparable: what differs from the source, where no verdict can be given. notes: what differs and is bearable.
+    """
 
     better: str
     worse: str
     gain: float
     source: str
     not_comparable: str | None = None
+    notes: str | None = None
+
+
+@dataclass(frozen=True, config=STRICT)
+class Effect:
+    """What a factor does, as a combination of fixed arms that is taken seed by seed and row by row.
+
+    arms: coefficient of each arm, summing to 0; a main effect over two levels of another factor has four of ±0.5.
+    """
+
+    name: str
+    arms: dict[str, float]
+
+    def __post_init__(self) -> None:
+        if len(self.arms) < 2 or abs(sum(self.arms.values())) > 1e-9:
+            raise ValueError(f"effect {self.name}: the coefficients of two or more arms must sum to 0, got {self.arms}")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -58,6 +84,7 @@ class Arm:
     default: the library's or the source's settings, the first trial of every search of this arm.
     teacher_rows: which row of the teacher each sample sees; `none` for variants without a teacher.
     dead_terms: terms that are known to send no gradient (as-released arms), so that the audit does not stop them.
+    student: what this arm's student has different from the study's (as-released arms only: a fixed arm).
     """
 
     variant: Variant
@@ -66,6 +93,7 @@ class Arm:
     teacher_rows: TeacherRows = "none"
     published: Published | None = None
     dead_terms: tuple[str, ...] = ()
+    student: dict[str, Scalar] = Field(default_factory=dict)
     about: str = ""
 
     def __post_init__(self) -> None:
@@ -86,6 +114,8 @@ class Arm:
         for config in (self.default, *([self.published.config] if self.published else [])):
             for name, value in config.items():
                 _check_limits(name, value)
+        if self.student and self.space:
+            raise ValueError("student: a searched arm trains the study's student, or its comparison is not fair")
 
     @property
     def kind(self) -> Literal["searched", "fixed"]:
@@ -93,10 +123,24 @@ class Arm:
 
 
 def _check_limits(name: str, value: object) -> None:
+    if name in NAMES:
+        if not isinstance(value, str) or (NAMES[name] and value not in NAMES[name]):
+            allowed = f"one of {', '.join(NAMES[name])}" if NAMES[name] else "a name such as layer3 or layer2+layer3"
+            raise ValueError(f"{name} must be {allowed}, got {value!r}")
+        return
     low, high, whole = LIMITS.get(name, (-math.inf, math.inf, False))
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not low <= value <= high or (whole and value != int(value)):  # type: ignore[operator, call-overload]
         raise ValueError(f"{name} must be a {'whole ' if whole else ''}number from {low:g} to {high:g}, got {value!r}")
+
+
+def _refuse_unknown_fields(where: str, given: Mapping[str, object], student: Student) -> None:
+    """Raise ValueError for a field that the study's student does not have, or a value that it cannot have."""
+    allowed = [f.name for f in fields(student)]
+    for name in given:
+        if name not in allowed:
+            raise ValueError(f"{where}: unknown key {name}, allowed are {', '.join(allowed)}")
+    type(student)(**{**asdict(student), **given})
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -174,10 +218,10 @@ class Study:
 
     name: str
     about: str
-    family: Literal["mlp"]
-    data: MakeClassification
-    student: MlpStudent
-    teacher: MlpEnsemble
+    family: Family
+    data: Data
+    student: Student
+    teacher: Teacher
     arms: dict[str, Arm]
     budget: Budget
     quick: Budget
@@ -188,11 +232,18 @@ class Study:
     confirm_teachers: Positive = 1
     contrasts: tuple[tuple[str, str, str], ...] = ()
     claims: tuple[Claim, ...] = ()
+    effects: tuple[Effect, ...] = ()
+    views: Views = Field(default_factory=Views)
+    compute: Compute = Field(default_factory=Compute)
     published_teacher: float | None = None
     source: str = ""
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for part, kinds in KINDS[self.family].items():
+            given = getattr(self, part).kind
+            if given not in kinds:
+                raise ValueError(f"{part}.kind of the family {self.family} must be {' or '.join(kinds)}, got {given}")
         for needed in (BASELINE, A_A_CONTROL):
             if needed not in self.arms or self.arms[needed].kind != "searched":
                 raise ValueError(f"every study searches the arm {needed}, and this one does not")
@@ -209,6 +260,8 @@ class Study:
             if set(arm.default) != wanted:
                 given = ", ".join(sorted(arm.default))
                 raise ValueError(f"arms.{name}.default must give {', '.join(sorted(wanted))}, no more, got {given}")
+            if arm.student:
+                _refuse_unknown_fields(f"arms.{name}.student", arm.student, self.student)
         for claim in self.claims:
             if {claim.better, claim.worse} - set(self.arms):
                 raise ValueError(f"claim {claim.better} > {claim.worse} names an arm that the study does not have")
@@ -221,6 +274,10 @@ class Study:
         for a, b, _ in self.contrasts:
             if {a, b} - set(self.arms):
                 raise ValueError(f"contrast {a} - {b} names an arm that the study does not have")
+        for effect in self.effects:
+            for name in effect.arms:
+                if name not in self.arms or self.arms[name].kind != "fixed":
+                    raise ValueError(f"effect {effect.name} combines fixed arms, and {name} is none")
 
         for budget in (self.budget, self.quick):
             if budget.confirm_seeds < self.least_confirm_seeds:
@@ -235,14 +292,23 @@ class Study:
 
     @property
     def candidates(self) -> list[str]:
-        """The arms whose difference from the baseline is judged: the first family of tests."""
-        return [name for name in self.arms if name not in (BASELINE, A_A_CONTROL)]
+        """The searched arms whose difference from the baseline is judged: the first family of tests."""
+        return [name for name in self.searched if name not in (BASELINE, A_A_CONTROL)]
+
+    @property
+    def fixed(self) -> list[str]:
+        """The arms without a search; their differences from the baseline are a family of their own."""
+        return [name for name, arm in self.arms.items() if arm.kind == "fixed"]
 
     @property
     def least_confirm_seeds(self) -> int:
         """The fewest seeds with which a sign-flip test could reach 0.05 after Holm's correction."""
-        largest_family = max(1, len(self.candidates), len(self.claims), len(self.contrasts))
+        largest_family = max(1, *map(len, (self.candidates, self.fixed, self.claims, self.contrasts, self.effects)))
         return math.ceil(1 + math.log2(largest_family / 0.05))
+
+    def student_of(self, arm: str) -> dict[str, object]:
+        """What the arm's student is: the study's, with what an as-released arm has different."""
+        return {**asdict(self.student), **self.arms[arm].student}
 
     @property
     def val_metric(self) -> str:

@@ -291,7 +291,6 @@ def search_context(*teachers):
         fit=DATA.train,
         validation=DATA.validation,
         classes=DATA.classes,
-        student=asdict(STUDY.student),
         teachers=teachers,
         streams=STREAMS,
     )
@@ -302,8 +301,7 @@ def outputs_of(teacher):
 
 
 def first_epoch(arm, context):
-    arm = STUDY.arms[arm]
-    return next(mlp.train(trial_config(arm, arm.default, (0, 1), STUDY, epochs=1), context))
+    return next(mlp.train(trial_config(STUDY, arm, STUDY.arms[arm].default, (0, 1), epochs=1), context))
 
 
 @pytest.mark.parametrize("arm", ["kd", "kd_shuffled"])

@@ -124,7 +124,6 @@ CONTEXT = Context(
     fit=DATA.train,
     validation=DATA.validation,
     classes=DATA.classes,
-    student=asdict(STUDY.student),
     teachers=(TeacherOutputs(LOGITS, np.zeros(0, dtype=np.int64)),),
     streams=Streams(STUDY.name),
 )
@@ -143,7 +142,7 @@ def trial(monkeypatch):
 
         monkeypatch.setitem(VARIANTS, "of this test", variant)
         hp = {"learning_rate": 1e-3, "weight_decay": 0.0, "batch_size": 64}
-        config = {"replicates": (0, 1), "epochs": 1, **config}
+        config = {"replicates": (0, 1), "epochs": 1, "student": asdict(STUDY.student), **config}
         return list(mlp.train(TrialConfig("of this test", hp, **config), context))
 
     return run
@@ -237,7 +236,7 @@ def test_a_resumed_trial_is_not_audited_as_if_it_began(trial):
 
 @pytest.mark.parametrize("arm", STUDY.arms)
 def test_every_term_of_the_studys_arms_reaches_the_student(arm):
-    config = trial_config(STUDY.arms[arm], STUDY.arms[arm].default, (0, 1), STUDY, epochs=1)
+    config = trial_config(STUDY, arm, STUDY.arms[arm].default, (0, 1), epochs=1)
     (result,) = mlp.train(config, CONTEXT)
     assert all(term.norm > 1e-3 for term in result.audits[0].values())
     assert sum(term.share for term in result.audits[0].values()) == pytest.approx(1)

@@ -45,15 +45,13 @@ CONTEXT = Context(
     fit=DATA.train,
     validation=DATA.validation,
     classes=DATA.classes,
-    student=asdict(STUDY.student),
     teachers=(random_teacher(0), random_teacher(1)),
     streams=STREAMS,
 )
 
 
 def configured(arm, replicates, epochs, **hp):
-    arm = STUDY.arms[arm]
-    return trial_config(arm, {**arm.default, **hp}, replicates, STUDY, epochs)
+    return trial_config(STUDY, arm, {**STUDY.arms[arm].default, **hp}, replicates, epochs)
 
 
 def trained(config, context=CONTEXT):

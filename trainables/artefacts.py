@@ -63,6 +63,15 @@ def build_once(kind: str, recipe: Mapping[str, Any], fitted_on: NDArray[np.int64
         return Artefact(key, tensors, fitted_on, about)
 
 
+def reopen(kind: str, key: str) -> Artefact:
+    """An artefact that was built before, by its key. Raises FileNotFoundError where it is not, or is not intact."""
+    folder = cache_folder() / kind / key
+    stored = _read(folder, key)
+    if stored is None:
+        raise FileNotFoundError(f"{folder} holds no intact artefact")
+    return stored
+
+
 def is_stored(kind: str, recipe: Mapping[str, Any], fitted_on: NDArray[np.int64]) -> bool:
     """Whether an artefact of this recipe and these rows lies in the cache; its checksum is not looked at."""
     return (_folder(kind, recipe, fitted_on) / "about.json").is_file()

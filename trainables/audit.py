@@ -37,10 +37,11 @@ def audit(terms: Terms, cross_entropy: Tensor, parameters: Sequence[Tensor]) -> 
     """The audit of one batch.
 
     terms: values (S, batch); cross_entropy: (S, batch), of the same forward pass; parameters: each (S, ...), shared by
-    no two seeds. Norms, shares and cosines are taken seed by seed, then averaged over the pack.
+    no two seeds, or of any shape where S is 1. Norms, shares and cosines are taken seed by seed, then averaged over the
+    pack.
     """
     gradients = {name: _gradient(term.value, parameters) for name, term in terms.items()}
-    towards_labels = _gradient(cross_entropy, parameters)
+    towards_labels = gradients["ce"] if "ce" in terms else _gradient(cross_entropy, parameters)
     norms = {name: g.norm(dim=1) for name, g in gradients.items()}
     weighted = {name: abs(term.weight) * norms[name] for name, term in terms.items()}
     total = torch.stack(list(weighted.values())).sum(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
@@ -69,9 +70,9 @@ def dead_terms(audits: Iterable[dict[str, TermAudit]]) -> list[str]:
 
 def _gradient(value: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     """(S, P) float64: each seed's gradient of its own mean over the batch; zeros where none arrives."""
-    seeds = parameters[0].shape[0]
+    seeds = value.shape[0]
     if not value.requires_grad:
-        return torch.zeros(seeds, sum(p[0].numel() for p in parameters), dtype=torch.float64)
+        return torch.zeros(seeds, sum(p.numel() for p in parameters) // seeds, dtype=torch.float64)
     arrived = torch.autograd.grad(value.mean(dim=-1).sum(), list(parameters), retain_graph=True, allow_unused=True)
     parts = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, arrived, strict=True)]
     return torch.cat([g.detach().reshape(seeds, -1).double().cpu() for g in parts], dim=1)

@@ -29,13 +29,17 @@ class TrialConfig:
     """One configuration to train under the replicates of one pack.
 
     hp: hyperparameters by name. teacher_rows: `none`, `own` or `shuffled_within_class`. epochs: how far to train.
+    Of 0 epochs is only the first step audited. horizon: epochs that the learning rate's schedule is laid out for.
     audit_at: epochs whose end is audited, besides the first step. dead_terms: terms declared to send no gradient.
+    student: what the arm's student is, as in the study's `student`.
     """
 
     variant: str
     hp: Mapping[str, Any]
     replicates: tuple[int, ...]
     epochs: int
+    student: Mapping[str, Any]
+    horizon: int = 0
     teacher_rows: str = "none"
     audit_at: tuple[int, ...] = ()
     dead_terms: tuple[str, ...] = ()
@@ -45,16 +49,18 @@ class TrialConfig:
 class Context:
     """What a trial trains on. It holds no test rows: whoever may read them does so with `EpochResult.logits`.
 
-    teachers: replicate r learns from teacher set r mod their number. validation: None where nothing is selected.
+    teachers: replicate r learns from teacher set r mod their number; of the image family each is a `TeacherViews`.
+    validation: None where nothing is selected. views, compute: the study's, for images.
     resume: the state of an earlier `EpochResult`, of epoch `resume_epoch`.
     """
 
     fit: Rows
     validation: Rows | None
     classes: int
-    student: Mapping[str, Any]
-    teachers: Sequence[TeacherOutputs]
+    teachers: Sequence[Any]
     streams: Streams
+    views: Mapping[str, Any] = field(default_factory=dict)
+    compute: Mapping[str, Any] = field(default_factory=dict)
     device: str = "cpu"
     resume_epoch: int = 0
     resume: Mapping[str, Tensor] = field(default_factory=dict)
@@ -67,7 +73,7 @@ class EpochResult:
     metrics: by name, one value per seed: `val_accuracy`, `val_nll` and `loss_<term>`.
     parameters: of one student. audits: by epoch, 0 for the first step, then by term; empty where none was made.
     diverged: a loss or a parameter is no number, and this is the last result. state: what a resumed run needs.
-    logits: (n, features) as they come -> (S, n, classes).
+    logits: inputs (n, ...) as they come, scaled or not as the dataset has them -> (S, n, classes).
     """
 
     epoch: int
@@ -76,4 +82,4 @@ class EpochResult:
     audits: dict[int, dict[str, TermAudit]]
     diverged: bool
     state: Callable[[], dict[str, Tensor]]
-    logits: Callable[[NDArray[np.float64]], Tensor]
+    logits: Callable[[NDArray[Any]], Tensor]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from trainables.audit import BATCH, FURTHER_BATCHES, DeadTerm, TermAudit, audit, dead_terms
 from trainables.context import Context, EpochResult, TrialConfig
 from trainables.datasets import Scaling, refuse_overlap
+from trainables.evaluation import validation_metrics
 from trainables.losses import cross_entropy, is_finite
 from trainables.models.mlp import StackedMLP, parameter_count
 from trainables.packing import Loss, Pack, shuffled_within_class
@@ -28,7 +29,7 @@ def train(config: TrialConfig, context: Context) -> Iterator[EpochResult]:
         return torch.from_numpy(scaling(x)).to(context.device, dtype)
 
     y = torch.from_numpy(fit.y).to(context.device)
-    widths = [fit.x.shape[1], *context.student["hidden"], context.classes]
+    widths = [fit.x.shape[1], *config.student["hidden"], context.classes]
     teacher = _teacher_logits(config, context)
     teacher = None if teacher is None else teacher.to(context.device, dtype)
     pack = Pack(widths, (), config.replicates, context.streams, config.hp, scaled(fit.x), y, teacher)
@@ -52,12 +53,14 @@ def train(config: TrialConfig, context: Context) -> Iterator[EpochResult]:
     if context.validation is not None:
         val_x, val_y = scaled(context.validation.x), torch.from_numpy(context.validation.y).to(context.device)
     audits = {0: _audit(pack, loss, config.dead_terms)} if context.resume_epoch == 0 else {}
+    if config.epochs == 0:
+        yield EpochResult(0, {}, parameter_count(widths), audits, False, state, predict)
     for epoch in range(context.resume_epoch + 1, config.epochs + 1):
         losses = pack.train_epoch(epoch, loss)
         diverged = not all(bool(is_finite(v).all()) for v in losses.values()) or not pack.finite()
         metrics = {f"loss_{name}": value.tolist() for name, value in losses.items()}
         if context.validation is not None and not diverged:
-            metrics |= evaluate(pack.logits(val_x), val_y)
+            metrics |= validation_metrics(pack.logits(val_x), val_y)
         if epoch in config.audit_at and not diverged:
             audits[epoch] = _audit(pack, loss, config.dead_terms)
         yield EpochResult(epoch, metrics, parameter_count(widths), audits, diverged, state, predict)
@@ -86,15 +89,6 @@ class Student(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.layers((x - self.mean) / self.scale)
         return logits
-
-
-def evaluate(logits: Tensor, labels: Tensor) -> dict[str, list[float]]:
-    """logits (S, n, classes), labels (n,) -> `val_accuracy` and `val_nll`, one value per seed."""
-    expected = labels.expand(logits.shape[:-1])
-    return {
-        "val_accuracy": (logits.argmax(dim=-1) == expected).double().mean(dim=-1).tolist(),
-        "val_nll": cross_entropy(logits, expected).mean(dim=-1).tolist(),
-    }
 
 
 def _teacher_logits(config: TrialConfig, context: Context) -> Tensor | None:

@@ -6,20 +6,38 @@ another sample's of the same class) is the arm's business: a variant takes the t
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from trainables.losses import cross_entropy, hinton_kd
+from trainables.losses import (
+    attention_distance,
+    attention_map,
+    cross_entropy,
+    feature_alignment,
+    hinton_kd,
+    same_size,
+)
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a network says of a batch: logits (..., batch, classes), and features by layer where a variant asks."""
+    """What a network says of a batch: logits (..., batch, classes), and what a variant asks for by layer.
+
+    features: (..., batch, channels, height, width). Of the student as they come from its forward pass; of the teacher
+    divided by their standard deviation over the rows to fit on, so that a weight does not depend on their scale.
+    aligned: the student's features through the trained 1x1 regressor, with the channels of the teacher's.
+    attention: maps (..., batch, height, width), of the teacher only. masks: causal masks of the teacher at the size
+    of the student's and the teacher's map, whichever is smaller; None where the arm uses none.
+    """
 
     logits: Tensor
     features: Mapping[str, Tensor] = field(default_factory=dict)
+    aligned: Mapping[str, Tensor] = field(default_factory=dict)
+    attention: Mapping[str, Tensor] = field(default_factory=dict)
+    masks: Mapping[str, Tensor | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,4 +73,123 @@ def kd(student: Outputs, teacher: Outputs | None, labels: Tensor, hp: HyperParam
     }
 
 
-VARIANTS: dict[str, Variant] = {"hard_labels": hard_labels, "label_smoothing": label_smoothing, "kd": kd}
+def weighted_kd(student: Outputs, teacher: Outputs | None, labels: Tensor, hp: HyperParameters) -> Terms:
+    """ce_weight x cross-entropy + kd_weight x T² KL(teacher || student): study 3's form, the weights free."""
+    assert teacher is not None
+    return {
+        "ce": Term(cross_entropy(student.logits, labels), hp["ce_weight"]),
+        "kd": Term(hinton_kd(student.logits, teacher.logits, hp["temperature"]), hp["kd_weight"]),
+    }
+
+
+def kd_fa(student: Outputs, teacher: Outputs | None, labels: Tensor, hp: HyperParameters) -> Terms:
+    """weighted_kd + fa_weight x feature alignment (arXiv 1412.6550), the mean over the layers used."""
+    assert teacher is not None
+    return {**weighted_kd(student, teacher, labels, hp), "fa": Term(_alignment(student, teacher), hp["fa_weight"])}
+
+
+def kd_at(student: Outputs, teacher: Outputs | None, labels: Tensor, hp: HyperParameters) -> Terms:
+    """weighted_kd + at_weight x attention transfer (arXiv 1612.03928), the mean over the layers used."""
+    assert teacher is not None
+    return {
+        **weighted_kd(student, teacher, labels, hp),
+        "at": Term(_attention(student, teacher, hp["at_form"]), hp["at_weight"]),
+    }
+
+
+def kd_fa_at(student: Outputs, teacher: Outputs | None, labels: Tensor, hp: HyperParameters) -> Terms:
+    """weighted_kd + fa_weight x feature alignment + at_weight x attention transfer: the paper's combined arm."""
+    assert teacher is not None
+    return {
+        **weighted_kd(student, teacher, labels, hp),
+        "fa": Term(_alignment(student, teacher), hp["fa_weight"]),
+        "at": Term(_attention(student, teacher, hp["at_form"]), hp["at_weight"]),
+    }
+
+
+def released_kd(student: Outputs, teacher: Outputs | None, labels: Tensor, hp: HyperParameters) -> Terms:
+    """As study 3's notebook runs: "KD" is a distance of pooled features that its hooks have detached."""
+    assert teacher is not None
+    return {"ce": _half_ce(student, labels), "kd": Term(_detached_distance(student, teacher, pool=True), 0.5)}
+
+
+def released_fa(student: Outputs, teacher: Outputs | None, labels: Tensor, hp: HyperParameters) -> Terms:
+    """As study 3's notebook runs: feature alignment of features that its hooks have detached."""
+    assert teacher is not None
+    return {"ce": _half_ce(student, labels), "fa": Term(_detached_distance(student, teacher), 0.5)}
+
+
+def released_at(student: Outputs, teacher: Outputs | None, labels: Tensor, hp: HyperParameters) -> Terms:
+    """As study 3's notebook runs: attention transfer of features that its hooks have detached."""
+    assert teacher is not None
+    return {"ce": _half_ce(student, labels), "at": Term(_attention(_detached(student), teacher, "code"), 0.5)}
+
+
+def released_fa_at(student: Outputs, teacher: Outputs | None, labels: Tensor, hp: HyperParameters) -> Terms:
+    """As study 3's notebook runs: both distances, of features that its hooks have detached."""
+    assert teacher is not None
+    return {
+        "ce": _half_ce(student, labels),
+        "fa": Term(_detached_distance(student, teacher), 0.25),
+        "at": Term(_attention(_detached(student), teacher, "code"), 0.25),
+    }
+
+
+def half_ce(student: Outputs, teacher: Outputs | None, labels: Tensor, hp: HyperParameters) -> Terms:
+    """0.5 x cross-entropy: what is left of the released arms when nothing flows through their other terms."""
+    return {"ce": _half_ce(student, labels)}
+
+
+def _half_ce(student: Outputs, labels: Tensor) -> Term:
+    return Term(cross_entropy(student.logits, labels), 0.5)
+
+
+def _attention(student: Outputs, teacher: Outputs, form: str) -> Tensor:
+    distances = [
+        attention_distance(attention_map(f), teacher.attention[layer], form, teacher.masks.get(layer))
+        for layer, f in student.features.items()
+    ]
+    return torch.stack(distances).mean(dim=0)
+
+
+def _alignment(student: Outputs, teacher: Outputs) -> Tensor:
+    distances = [
+        feature_alignment(f, teacher.features[layer], teacher.masks.get(layer)) for layer, f in student.aligned.items()
+    ]
+    return torch.stack(distances).mean(dim=0)
+
+
+def _detached(student: Outputs) -> Outputs:
+    return replace(student, features={layer: f.detach() for layer, f in student.features.items()})
+
+
+def _detached_distance(student: Outputs, teacher: Outputs, pool: bool = False) -> Tensor:
+    """Mean squared distance over the channels that both have: how channels are matched cannot matter, all is dead."""
+    distances = []
+    for layer, features in _detached(student).features.items():
+        theirs, ours = same_size(teacher.features[layer], features)
+        channels = min(theirs.shape[-3], ours.shape[-3])
+        difference = theirs[..., :channels, :, :] - ours[..., :channels, :, :]
+        distances.append(
+            (difference.mean(dim=(-2, -1)) if pool else difference.flatten(-2)).square().flatten(1).mean(1)
+        )
+    return torch.stack(distances).mean(dim=0)
+
+
+VARIANTS: dict[str, Variant] = {
+    v.__name__: v
+    for v in (
+        hard_labels,
+        label_smoothing,
+        kd,
+        weighted_kd,
+        kd_fa,
+        kd_at,
+        kd_fa_at,
+        released_kd,
+        released_fa,
+        released_at,
+        released_fa_at,
+        half_ce,
+    )
+}

@@ -5,7 +5,7 @@ test rows are not there to be read.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,9 +19,9 @@ class Leak(ValueError):
 
 @dataclass(frozen=True)
 class Rows:
-    """x: (n, features) float64, as they come, unscaled; y: (n,) int64 classes."""
+    """x: (n, features) float64, unscaled, or images (n, channels, height, width) uint8; y: (n,) int64 classes."""
 
-    x: NDArray[np.float64]
+    x: NDArray[Any]
     y: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -82,8 +82,12 @@ def refuse_overlap(what: str, fitted_on: NDArray[np.int64], split: str, rows: Ro
         )
 
 
-def load(spec: Mapping[str, Any]) -> Dataset:
-    """The dataset that a study's `data` section describes."""
-    from trainables.datasets import generated
+def load(spec: Mapping[str, Any], progress: Callable[[str], None] | None = None) -> Dataset:
+    """The dataset that a study's `data` section describes. progress: is told, line by line, what takes long."""
+    if spec["kind"] == "make_classification":
+        from trainables.datasets import generated
 
-    return generated.load(spec)
+        return generated.load(spec)
+    from trainables.datasets import images
+
+    return images.load(spec, progress)

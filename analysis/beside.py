@@ -1,0 +1,116 @@
+"""What stands beside accuracy and beside the arms: calibration, robustness, speed, agreement, and factors' effects."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.statistics import Spread, family_level, holm, over_seeds, over_seeds_and_rows
+from search.ledger import RunRecord
+from spaces import Effect
+
+Json = dict[str, Any]
+# name in the comparison -> metric of a confirmed seed
+METRICS = {
+    "nll": "test_nll",
+    "calibration_error": "test_ece",
+    "accuracy_noise_0.05": "test_accuracy_noise_0.05",
+    "accuracy_noise_0.1": "test_accuracy_noise_0.1",
+    "accuracy_noise_0.2": "test_accuracy_noise_0.2",
+    "accuracy_occlusion_0.25": "test_accuracy_occlusion_0.25",
+    "accuracy_occlusion_0.5": "test_accuracy_occlusion_0.5",
+    "ms_per_sample_batch_1": "ms_per_sample_batch_1",
+    "ms_per_sample_batch_128": "ms_per_sample_batch_128",
+    "parameters": "parameters",
+}
+SPEED = ("ms_per_sample_batch_1", "ms_per_sample_batch_128", "parameters")
+
+
+def evaluation(
+    runs: Sequence[RunRecord], predicted: NDArray[Any], teachers: Mapping[int, NDArray[Any]]
+) -> dict[str, Json | None]:
+    """{name: mean and ci95_seeds} over an arm's confirmed seeds; speed as the median over seeds, without an interval.
+
+    predicted: (seeds, rows) classes; teachers: {set: (rows,) classes}; seed r learned from set r mod their number.
+    """
+    found: dict[str, Json | None] = {}
+    for name, metric in METRICS.items():
+        values = [r.metrics[metric] for r in runs if r.metrics.get(metric) is not None]
+        if not values:
+            continue
+        if name in SPEED:
+            found[name] = {"mean": float(np.median(values)), "ci95_seeds": None}
+        else:
+            found[name] = _over_seeds(values)
+    if teachers:
+        agree = [
+            float((p == teachers[r.replicate % len(teachers)]).mean()) for r, p in zip(runs, predicted, strict=True)
+        ]
+        found["teacher_agreement"] = _over_seeds(agree)
+    return found
+
+
+def effects(asked: Sequence[Effect], correct: Mapping[str, tuple[list[int], NDArray[np.float64]]]) -> list[Json]:
+    """Each effect as a combination of arms, seed by seed and row by row, corrected by Holm among themselves.
+
+    correct: {arm: (its seeds, (seeds, rows) correctness)}; an arm that is not confirmed is not in it.
+    """
+    measured: list[tuple[Spread, Spread] | None] = []
+    for effect in asked:
+        parts = [correct.get(arm) for arm in effect.arms]
+        if any(p is None or p[0] != parts[0][0] for p in parts if parts[0] is not None) or parts[0] is None:
+            measured.append(None)
+            continue
+        d = np.sum([w * p[1] for w, p in zip(effect.arms.values(), parts, strict=True) if p is not None], axis=0)
+        measured.append((over_seeds_and_rows(d), over_seeds(d.mean(axis=1))))
+    p_values = [None if m is None else m[0].p_value() for m in measured]
+    adjusted = holm(p_values)
+    results = []
+    for effect, m, raw, corrected in zip(asked, measured, p_values, adjusted, strict=True):
+        level = family_level(raw, corrected, max(1, len(measured)))
+        results.append(
+            {
+                "effect": effect.name,
+                "arms": effect.arms,
+                "mean": None if m is None else m[0].mean,
+                "ci95": None if m is None else _pair(m[0].interval()),
+                "ci95_family": None if m is None else _pair(m[0].interval(level)),
+                "ci95_seeds": None if m is None else _pair(m[1].interval()),
+                "p_value": raw,
+                "p_adjusted": corrected,
+            }
+        )
+    return results
+
+
+def best_of_epochs(runs: Sequence[RunRecord], metric: str, published: float) -> Json | None:
+    """Our best epoch on the test set, as the source reports its own, and where one more seed would lie.
+
+    For this comparison alone: never for a verdict on arms (METHOD.md, `Published.statistic`).
+    """
+    values = [r.metrics[metric] for r in runs if r.metrics.get(metric) is not None]
+    if not values:
+        return None
+    seeds = over_seeds(values)
+    interval = one_seed(seeds)
+    inside = None if interval is None else interval[0] <= published <= interval[1]
+    return {"mean": seeds.mean, "one_seed95": interval, "published": published, "published_inside": inside}
+
+
+def one_seed(seeds: Spread) -> list[float] | None:
+    """Where one more seed on these test rows would lie: mean ± t s sqrt(1 + 1/n); a published single run should."""
+    interval = seeds.interval()
+    if interval is None:
+        return None
+    half = (interval[1] - interval[0]) / 2 * float(np.sqrt(seeds.n + 1))
+    return [seeds.mean - half, seeds.mean + half]
+
+
+def _over_seeds(values: Sequence[float]) -> Json:
+    seeds = over_seeds(values)
+    return {"mean": seeds.mean, "ci95_seeds": _pair(seeds.interval())}
+
+
+def _pair(interval: tuple[float, float] | None) -> list[float] | None:
+    return None if interval is None else [float(interval[0]), float(interval[1])]
