@@ -178,9 +178,10 @@ class _Comparison:
             result["evaluation"] = beside.evaluation(
                 shown.runs, self.ledger.predictions(shown.runs, "test"), self._teacher_classes()
             )
-        if definition.published and definition.published.statistic == BEST_OF_EPOCHS and self.published[arm]:
-            runs, metric = self.published[arm].runs, f"test_{self.study.metric}_best_epoch"
-            result["best_of_epochs"] = beside.best_of_epochs(runs, metric, definition.published.value)
+        as_published = self.published[arm]
+        if definition.published and definition.published.statistic == BEST_OF_EPOCHS and as_published:
+            metric = f"test_{self.study.metric}_best_epoch"
+            result["best_of_epochs"] = beside.best_of_epochs(as_published.runs, metric, definition.published.value)
         if arm in differences:
             result |= self._judged(arm, differences)
         elif arm != BASELINE:

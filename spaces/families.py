@@ -65,6 +65,8 @@ LIMITS: dict[str, tuple[float, float, bool]] = {
     "at_weight": (0.0, 1e6, False),
     "mask_percentile": (0.0, 99.0, False),
 }
+# `kd` weighs cross-entropy by what its own weight leaves of 1.
+LIMITS_OF_VARIANT: dict[tuple[str, str], tuple[float, float, bool]] = {("kd", "kd_weight"): (0.0, 1.0, False)}
 # Hyperparameters that are names. `layers` is checked against the networks before anything runs.
 NAMES: dict[str, tuple[str, ...]] = {
     "schedule": ("constant", "cosine"),

@@ -194,6 +194,10 @@ def _one_line(raw: Any, error: Any) -> str:
         return f"unknown key {where}{nearest(path[-1], allowed)}: allowed are {', '.join(allowed)}"
     if error["type"].startswith("missing"):
         return f"{where} is missing"
+    if error["type"] == "union_tag_invalid":
+        allowed = list(KINDS.get(str(raw.get("family")), {}).get(path[-1], TAGS))
+        given = error["ctx"]["tag"]
+        return f"{where}.kind: got '{given}'{nearest(given, allowed)}: allowed are {', '.join(map(repr, allowed))}"
     reason = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return f"{where}: {reason}"

@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 from spaces.families import (
     KINDS,
     LIMITS,
+    LIMITS_OF_VARIANT,
     NAMES,
     NEEDS_TEACHER,
     OF_VARIANT,
@@ -105,7 +106,7 @@ class Arm:
             if isinstance(dimension, Range) and LIMITS.get(name, (0, 0, False))[2]:
                 raise ValueError(f"space.{name} takes whole numbers: give them as {{choices: [32, 64, ...]}}")
             for value in dimension.choices if isinstance(dimension, Choice) else (dimension.low, dimension.high):
-                _check_limits(name, value)
+                _check_limits(self.variant, name, value)
         if (self.teacher_rows != "none") != (self.variant in NEEDS_TEACHER):
             needs = (
                 "needs a teacher: own or shuffled_within_class" if self.variant in NEEDS_TEACHER else "has no teacher"
@@ -113,7 +114,7 @@ class Arm:
             raise ValueError(f"teacher_rows={self.teacher_rows}, but {self.variant} {needs}")
         for config in (self.default, *([self.published.config] if self.published else [])):
             for name, value in config.items():
-                _check_limits(name, value)
+                _check_limits(self.variant, name, value)
         if self.student and self.space:
             raise ValueError("student: a searched arm trains the study's student, or its comparison is not fair")
 
@@ -122,13 +123,13 @@ class Arm:
         return "searched" if self.space else "fixed"
 
 
-def _check_limits(name: str, value: object) -> None:
+def _check_limits(variant: str, name: str, value: object) -> None:
     if name in NAMES:
         if not isinstance(value, str) or (NAMES[name] and value not in NAMES[name]):
             allowed = f"one of {', '.join(NAMES[name])}" if NAMES[name] else "a name such as layer3 or layer2+layer3"
             raise ValueError(f"{name} must be {allowed}, got {value!r}")
         return
-    low, high, whole = LIMITS.get(name, (-math.inf, math.inf, False))
+    low, high, whole = LIMITS_OF_VARIANT.get((variant, name)) or LIMITS.get(name, (-math.inf, math.inf, False))
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not low <= value <= high or (whole and value != int(value)):  # type: ignore[operator, call-overload]
         raise ValueError(f"{name} must be a {'whole ' if whole else ''}number from {low:g} to {high:g}, got {value!r}")

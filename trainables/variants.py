@@ -170,9 +170,8 @@ def _detached_distance(student: Outputs, teacher: Outputs, pool: bool = False) -
         theirs, ours = same_size(teacher.features[layer], features)
         channels = min(theirs.shape[-3], ours.shape[-3])
         difference = theirs[..., :channels, :, :] - ours[..., :channels, :, :]
-        distances.append(
-            (difference.mean(dim=(-2, -1)) if pool else difference.flatten(-2)).square().flatten(1).mean(1)
-        )
+        squared = difference.mean(dim=(-2, -1)).square() if pool else difference.square().mean(dim=(-2, -1))
+        distances.append(squared.mean(dim=-1))
     return torch.stack(distances).mean(dim=0)
 
 
