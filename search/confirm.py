@@ -24,7 +24,7 @@ from search.prepare import Prepared
 from search.progress import Progress
 from search.selection import candidates, fair_limit, search_spend, select, within
 from search.state import PER_SUBSEARCH, arm_offset
-from spaces import Study
+from spaces import Published, Study
 from trainables.artefacts import write_atomically
 from trainables.datasets import Dataset
 from trainables.evaluation import latency, robustness, test_metrics, validation_metrics
@@ -141,12 +141,16 @@ def confirmation_jobs(study: Study, ledger: Ledger) -> list[Job]:
                 del configs["as_published"]
         first = CONFIRMATION + arm_offset(arm)
         for purpose, config in configs.items():
-            peek = published is not None and config == published.config and published.statistic == BEST_OF_EPOCHS
+            peek = study.peeks == "test" and _reports_best_of_epochs(published, config)
             for replicates in _packs(study, range(first, first + total)):
                 jobs.append(
                     Job(purpose, arm, ALL_SUBSEARCHES, study.confirm_on, "", config, replicates, judge=True, peek=peek)
                 )
     return jobs
+
+
+def _reports_best_of_epochs(published: Published | None, config: Mapping[str, Any]) -> bool:
+    return published is not None and published.config == config and published.statistic == BEST_OF_EPOCHS
 
 
 def _packs(study: Study, replicates: range) -> list[tuple[int, ...]]:

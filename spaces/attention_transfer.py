@@ -232,7 +232,7 @@ DIGITS = replace(
     arms={name: replace(arm, published=None) for name, arm in _arms("layer2", ("layer1", "layer1+layer2")).items()},
     views=Views(pad=1, flip=False),
     budget=Budget(seed_epochs_per_arm=1200, seeds_per_trial=2, confirm_seeds=20, max_epochs=15),
-    quick=Budget(seed_epochs_per_arm=160, seeds_per_trial=2, confirm_seeds=10, max_epochs=8, subsearches=2),
+    quick=Budget(seed_epochs_per_arm=128, seeds_per_trial=2, confirm_seeds=10, max_epochs=6, subsearches=2),
     confirm_on="train",
     claims=(),
     notes=(

@@ -50,7 +50,7 @@ def load_study(name: str | Path, overrides: Iterable[str] = ()) -> Study:
         )
     for assignment in overrides:
         raw = _merge(raw, _assignment(assignment))
-    return _validate(raw)
+    return _validate(_with_absolute_path(raw, Path.cwd()))
 
 
 def adjust(
@@ -109,9 +109,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise BadInput(f"{path} must be a mapping such as 'extends: mlp-ensemble', got {type(raw).__name__}")
     if isinstance(raw.get("trainable"), str):
         raw["trainable"] = str(path.parent.absolute() / raw["trainable"])  # a path in a file is relative to the file
-    data = raw.get("data")
-    if isinstance(data, dict) and isinstance(data.get("path"), str):
-        raw["data"] = {**data, "path": str(path.parent.absolute() / Path(data["path"]).expanduser())}
+    raw = _with_absolute_path(raw, path.parent.absolute())
     if "extends" not in raw:
         return raw
     base = raw.pop("extends")
@@ -120,6 +118,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
             f"{path}: extends: unknown study '{base}'{nearest(str(base), BUILT_IN)}: allowed are {', '.join(BUILT_IN)}"
         )
     return cast(dict[str, Any], _merge(_plain(BUILT_IN[base]), raw))
+
+
+def _with_absolute_path(raw: dict[str, Any], where: Path) -> dict[str, Any]:
+    """The data's path made absolute: one in a file is relative to the file, one of `--set` to the working folder."""
+    data = raw.get("data")
+    if not isinstance(data, dict) or not isinstance(data.get("path"), str):
+        return raw
+    return {**raw, "data": {**data, "path": str(where / Path(data["path"]).expanduser())}}
 
 
 def _assignment(text: str) -> dict[str, Any]:

@@ -215,6 +215,8 @@ class Study:
     trainable: the user's own, `path/to/file.py:function`, instead of the family's.
     contrasts: pairs (a, b) whose difference answers a question of its own (METHOD, "Controls and contrasts").
     margin: the smallest difference of the metric that anybody would act on.
+    peeks: `test` measures as-published runs at every epoch where the source reports the best of epochs on the test set;
+    no verdict rests on it, and the ledger records the look.
     """
 
     name: str
@@ -236,6 +238,7 @@ class Study:
     effects: tuple[Effect, ...] = ()
     views: Views = Field(default_factory=Views)
     compute: Compute = Field(default_factory=Compute)
+    peeks: Literal["test", "none"] = "test"
     published_teacher: float | None = None
     source: str = ""
     notes: tuple[str, ...] = ()
