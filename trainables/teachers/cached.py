@@ -236,9 +236,9 @@ def _say(
     shown = teacher.normalise(images.to(teacher.device)).contiguous(memory_format=torch.channels_last)
     needs_gradient = bool(wanted.activations)
     with torch.set_grad_enabled(needs_gradient), teacher.autocast(shown):
-        logits, features = teacher.model(shown.requires_grad_(needs_gradient), sorted(layers))
-        logits, features = logits.float(), {n: f.float() for n, f in features.items()}
-    yield "logits", logits.detach()
+        logits, outputs = teacher.model(shown.requires_grad_(needs_gradient), sorted(layers))
+    features = {n: f.detach().float() for n, f in outputs.items()}
+    yield "logits", logits.detach().float()
     with torch.no_grad():
         for layer in wanted.attention:
             maps = _small(attention_map(features[layer]).unsqueeze(1), arrays[f"attention.{layer}"]).squeeze(1)
@@ -250,11 +250,11 @@ def _say(
                 yield f"features.{layer}", torch.einsum("kc,bchw->bkhw", matrix, small) / deviation[layer]
     if needs_gradient:
         activated = sorted({layer for _, layer in wanted.activations})
-        evidence = logits.gather(1, labels.unsqueeze(1)).sum()
-        gradients = torch.autograd.grad(evidence, [features[layer] for layer in activated])
+        evidence = logits.float().gather(1, labels.unsqueeze(1)).sum()
+        gradients = torch.autograd.grad(evidence, [outputs[layer] for layer in activated])
         for kind, layer in wanted.activations:
-            gradient = gradients[activated.index(layer)]
-            cam = ACTIVATIONS[kind](features[layer].detach(), gradient).unsqueeze(1)
+            gradient = gradients[activated.index(layer)].float()
+            cam = ACTIVATIONS[kind](features[layer], gradient).unsqueeze(1)
             maps = _small(cam, arrays[f"{kind}.{layer}"])
             yield f"{kind}.{layer}", (maps / maps.amax(dim=(2, 3), keepdim=True).clamp_min(1e-12)).squeeze(1)
 
