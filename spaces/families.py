@@ -232,7 +232,7 @@ class Views:
     pad: int = Field(default=4, ge=0)
     flip: bool = True
     cache_limit_mb: Positive = 1500
-    alignment_channels: Positive | Literal["live"] = 16
+    alignment_channels: Positive | Literal["live"] = 12
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -42,8 +42,11 @@ def untrained_teacher(rows, *, width=4, stem="cifar", precision="fp32"):
     model = ResNet(8, 10, stem=stem, width=width, cbam=True, channels=rows.x.shape[1])
     model.initialise(generator)
     for name, buffer in model.named_buffers():
-        if "running" in name:
+        if "running_mean" in name:
+            buffer.uniform_(-0.2, 0.2, generator=generator)
+        if "running_var" in name:
             buffer.uniform_(0.5, 1.5, generator=generator)
+    model.fc.weight.data.abs_()  # every activation speaks for every class: few class activation maps are zero
     model.requires_grad_(False).eval()
     artefact = Artefact(f"untrained {width} {stem}", {}, rows.fingerprints(), {})
     return ResNetTeacher(artefact, model, Normalise.of(rows.x), precision)
