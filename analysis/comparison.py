@@ -37,6 +37,7 @@ from spaces import A_A_CONTROL, BASELINE, Study, load_study
 Correct = NDArray[np.float64]
 Json = dict[str, Any]
 BEST_OF_EPOCHS = "max_over_epochs_on_test"
+STARVED = 1e-4  # as in trainables.audit, which this layer does not import: it would take seconds
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,22 @@ class _Comparison:
             "teacher": self._teacher(),
             "looks_at_test": self.ledger.looks(),
             "seconds": costs.seconds(self.ledger),
-            "notes": list(dict.fromkeys(self.notes)),
+            "notes": list(dict.fromkeys([*self.notes, *self.ledger.notes(), *self._starved()])),
         }
+
+    def _starved(self) -> list[str]:
+        """Terms whose gradient never had a share worth the name, in any audit of any trial of the arm."""
+        arm_of = {t.trial: t.arm for t in self.trials}
+        largest: dict[tuple[str, str], float] = defaultdict(float)
+        for audited in self.ledger.audits():
+            if audited["weight"] and audited["share"] is not None:
+                key = arm_of[audited["trial"]], audited["term"]
+                largest[key] = max(largest[key], audited["share"])
+        return [
+            f"{arm}: the term {term} is starved: its share of the gradient stayed below {STARVED:g} in every trial"
+            for (arm, term), share in largest.items()
+            if share < STARVED
+        ]
 
     # What was confirmed.
 

@@ -104,9 +104,10 @@ def show_audit(rows: Sequence[dict[str, Any]]) -> None:
     numbers = ("weight", "gradient norm", "share", "cosine with CE")
     table = new_table("gradient audit, each arm at its default", ("arm", "when", "term", ""), numbers)
     for row in rows:
-        dead = "dead, declared" if row["declared_dead"] else ("dead" if row["norm"] == 0 else "")
         values = [_number(row[k]) for k in ("weight", "norm", "share", "cosine")]
-        table.add_row(row["arm"], f"epoch {row['epoch']}" if row["epoch"] else "first step", row["term"], dead, *values)
+        table.add_row(
+            row["arm"], f"epoch {row['epoch']}" if row["epoch"] else "first step", row["term"], row["status"], *values
+        )
     wide_console().print(table)
 
 

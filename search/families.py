@@ -40,6 +40,19 @@ def label(study: Study, teacher: Any, fit: Rows, classes: int) -> Any:
     return cached.build(teacher, fit, asdict(study.views), wanted(uses(study), teacher.model.layer_names), classes)
 
 
+def teacher_notes(study: Study, teacher: Any, outputs: Any) -> tuple[str, ...]:
+    """What a reader of the result must know of a teacher and of its masks."""
+    if study.family == "mlp":
+        return ()
+    notes = []
+    if asdict(study.teacher)["pretrained"] and not teacher.artefact.about["pretrained"]:
+        notes.append("the teacher was trained from scratch: its ImageNet weights could not be downloaded or do not fit")
+    for name, share in outputs.degenerate.items():
+        if share > 0:
+            notes.append(f"{share:.1%} of the teacher's {name} maps are flat or zero; there the mask is 1 everywhere")
+    return tuple(notes)
+
+
 def is_built(study: Study, seed: int, fit: Rows, teacher_set: int) -> bool:
     """Whether `build_teacher` would find this teacher in the cache."""
     streams, spec = Streams(study.name, seed), asdict(study.teacher)

@@ -42,6 +42,7 @@ CREATE TABLE teacher_predictions (fit TEXT, teacher_set INTEGER, member INTEGER,
                                   PRIMARY KEY (fit, teacher_set, member, split));
 CREATE TABLE clock (phase TEXT, event TEXT, at REAL);
 """
+_NOTES = "CREATE TABLE IF NOT EXISTS notes (note TEXT PRIMARY KEY)"  # apart: ledgers of earlier versions have none
 ENSEMBLE = -1  # the member number under which the whole ensemble's predictions are stored
 
 
@@ -138,6 +139,7 @@ class Ledger:
         try:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=NORMAL")
+            db.execute(_NOTES)
             found = json.loads(db.execute("SELECT value FROM meta WHERE key='format'").fetchone()[0])
         except (sqlite3.DatabaseError, TypeError, ValueError) as error:
             db.close()
@@ -229,6 +231,10 @@ class Ledger:
         with self._transaction():
             self._db.executemany("INSERT OR IGNORE INTO teacher_predictions VALUES (?, ?, ?, ?, ?)", rows)
 
+    def note(self, note: str) -> None:
+        """Keep one sentence that everybody who reads the result must know, such as what could not be downloaded."""
+        self._db.execute("INSERT OR IGNORE INTO notes VALUES (?)", (note,))
+
     def clock(self, phase: str, event: str) -> None:
         """Note that a phase of the sweep began or ended."""
         self._db.execute("INSERT INTO clock VALUES (?, ?, ?)", (phase, event, time.time()))
@@ -296,6 +302,9 @@ class Ledger:
         names = ("trial", "epoch", "term", "weight", "norm", "share", "cosine")
         rows = self._db.execute(f"SELECT {', '.join(names)} FROM audits ORDER BY rowid")
         return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def notes(self) -> list[str]:
+        return [note for (note,) in self._db.execute("SELECT note FROM notes ORDER BY rowid")]
 
     def phases(self) -> list[tuple[str, str, float]]:
         return [(p, e, at) for p, e, at in self._db.execute("SELECT phase, event, at FROM clock ORDER BY rowid")]

@@ -13,6 +13,7 @@ import torch
 from search import families
 from search.payload import TRAIN, Payload, build_teacher, load_trainable, refuse_unusable, teacher_sets, trial_config
 from spaces import Study
+from trainables.audit import STARVED, TermAudit
 from trainables.context import TeacherOutputs
 from trainables.datasets import Dataset, load
 from trainables.streams import SEARCH
@@ -37,9 +38,19 @@ def audit_study(study: Study, say: Callable[[str], None]) -> list[dict[str, Any]
             for epoch, terms in result.audits.items():
                 for term, audited in terms.items():
                     numbers = {k: v if math.isfinite(v) else None for k, v in asdict(audited).items()}
-                    declared = term in arm.dead_terms
-                    rows.append({"arm": name, "term": term, "epoch": epoch, **numbers, "declared_dead": declared})
+                    status = _status(audited, term in arm.dead_terms)
+                    about = {"status": status, "declared_dead": term in arm.dead_terms}
+                    rows.append({"arm": name, "term": term, "epoch": epoch, **numbers, **about})
     return rows
+
+
+def _status(audited: TermAudit, declared: bool) -> str:
+    """alive | starved | no weight | dead | dead, declared: an undeclared dead term has stopped the audit before."""
+    if audited.weight == 0:
+        return "no weight"
+    if audited.norm == 0:
+        return "dead, declared" if declared else "dead"
+    return "starved" if audited.share < STARVED else "alive"
 
 
 def estimate(study: Study, concurrent: int | None) -> dict[str, Any]:

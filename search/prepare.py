@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from search.families import label
+from search.families import label, teacher_notes
 from search.ledger import Classes
 from search.payload import TRAIN, Payload, build_teacher, load_trainable, trial_config
 from spaces import Study
@@ -33,6 +33,7 @@ class TeacherBuilt:
     artefact: str
     seconds: float
     parameters: int
+    notes: tuple[str, ...]
 
 
 @ray.remote
@@ -46,7 +47,8 @@ def label_rows(study: Study, seed: int, dataset: Dataset, fit: str, teacher_set:
     teacher = build_teacher(study, seed, dataset, fit, teacher_set)
     outputs = label(study, teacher, dataset.fit_rows(fit), dataset.classes)
     artefact = teacher.artefact
-    return outputs, TeacherBuilt(fit, teacher_set, artefact.key, artefact.about["seconds"], teacher.parameters)
+    seconds, notes = artefact.about["seconds"], teacher_notes(study, teacher, outputs)
+    return outputs, TeacherBuilt(fit, teacher_set, artefact.key, seconds, teacher.parameters, notes)
 
 
 @ray.remote

@@ -126,7 +126,10 @@ def _prepare(study: Study, ledger: Ledger, seed: int, resources: dict[str, float
             records[record] = (fit, k)
         for _, built in confirm._as_they_finish(records, tick):
             assert isinstance(built, TeacherBuilt)
-            ledger.teacher(**asdict(built))
+            about = asdict(built)
+            for note in about.pop("notes"):
+                ledger.note(note)
+            ledger.teacher(**about)
         confirm_sets = [outputs[study.confirm_on, k] for k in range(study.confirm_teachers)]
         by_fit = {
             study.confirm_on: prepare.make_payload.remote(study, seed, dataset, study.confirm_on, *confirm_sets),

@@ -61,12 +61,14 @@ class Wanted:
 class TeacherViews:
     """A built cache: where it lies, and which rows its teacher was fitted on. It travels by its path.
 
-    deviation: of the teacher's features by layer, over the first view. teacher: the artefact, for what runs live.
+    deviation: of the teacher's features by layer, over the first view. degenerate: share of flat or zero maps, by name.
+    teacher: the artefact, for what runs live.
     """
 
     folder: str
     fitted_on: NDArray[np.int64]
     deviation: Mapping[str, float]
+    degenerate: Mapping[str, float]
     teacher: str
 
     def logits(self, view: int, rows: Tensor) -> Tensor:
@@ -155,7 +157,7 @@ def build(teacher: ResNetTeacher, fit: Rows, spec: Mapping[str, Any], wanted: Wa
         about = _intact(folder)
         if about is None:
             about = _compute(folder, teacher, fit, views, arrays, wanted, recipe)
-    return TeacherViews(str(folder), teacher.fitted_on, about["deviation"], teacher.artefact.key)
+    return TeacherViews(str(folder), teacher.fitted_on, about["deviation"], about["degenerate"], teacher.artefact.key)
 
 
 def projection(layer: str, channels: int, kept: int) -> Tensor:
