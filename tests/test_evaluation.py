@@ -109,7 +109,7 @@ def test_test_metrics_are_those_of_loops_for_each_seed(split):
         accuracy, nll = metrics_by_hand(logits[seed].numpy(), labels.numpy())
         assert found[f"{split}_accuracy"][seed] == pytest.approx(accuracy)
         assert found[f"{split}_nll"][seed] == pytest.approx(nll)
-        error = calibration_by_hand(logits[seed].numpy(), labels.numpy(), evaluation.CALIBRATION_BINS)
+        error = calibration_by_hand(logits[seed].numpy(), labels.numpy(), bins=15)
         assert found[f"{split}_ece"][seed] == pytest.approx(error)
 
 
@@ -229,6 +229,7 @@ def test_robustness_is_judged_on_the_first_rows(monkeypatch):
 
     assert set(map(tuple, robustness(logits, ROWS).values())) == {(1.0,)}
     assert [x.shape for x in shown] == [(7, 3, 8, 8)] * len(DISTURBANCES)
+    np.testing.assert_allclose(shown[0], noisy((ROWS.x[:7] / 255).astype(np.float32), 0.05), atol=1e-6)
     assert all(x.dtype == np.float32 and 0 <= x.min() < x.max() <= 1 for x in shown)
 
 

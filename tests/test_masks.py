@@ -170,10 +170,11 @@ def test_each_image_has_its_own_scale_and_percentile(lead):
 def test_a_larger_map_is_averaged_before_it_is_scaled():
     cam = torch.tensor([[8.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0]])  # means of 2x2: 2 and 1
     assert causal_mask(cam, (1, 2), 0, hard=False)[0].tolist() == [[1.0, 0.0]]
-    mask, _ = causal_mask(MAPS, (2, 5), 0, hard=False)
-    means = MAPS.reshape(3, 2, 2, 5).mean(dim=2)
-    low, high = means.amin(dim=(1, 2), keepdim=True), means.amax(dim=(1, 2), keepdim=True)
-    torch.testing.assert_close(mask, (means - low) / (high - low))
+    large = torch.rand(3, 12, 6, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    for height, width in [(3, 2), (12, 2), (3, 6)]:  # 4 and 3 times smaller: interpolation would leave places out
+        means = large.unflatten(1, (height, -1)).unflatten(3, (width, -1)).mean(dim=(2, 4))
+        low, high = means.amin(dim=(1, 2), keepdim=True), means.amax(dim=(1, 2), keepdim=True)
+        torch.testing.assert_close(causal_mask(large, (height, width), 0, hard=False)[0], (means - low) / (high - low))
 
 
 def test_a_smaller_map_is_interpolated_between_its_places():

@@ -495,7 +495,7 @@ def test_a_reloaded_student_gives_the_logits_of_the_result(arm, changes, outputs
     state = {name: tensor.contiguous() for name, tensor in result.state().items()}
     for place in (0, 1):
         student = vision.Student(state, place, config.student)
-        assert not student.training
+        assert not student.model.training
         assert parameter_count(student) == result.parameters
         with torch.no_grad():
             torch.testing.assert_close(student(torch.from_numpy(floats)), expected[place], rtol=1e-3, atol=1e-3)

@@ -13,8 +13,9 @@ the plain side holds decoded. Sides alternate; left out are distune's first epoc
 side's first step, which starts its DataLoader's workers. Teachers are untrained: speed does not depend on weights.
 
 `audit_share`: what the gradient audit (first step and every rung) takes of a full-length trial of the digits study, on
-one thread as in a sweep: (with - without) / with, for trials in alternation. `inside` is the share that a clock around
-the audits themselves measures in the trials with audits.
+one thread as in a sweep: (with - without) / with, for trials in alternation. Seconds are of CPU time, which other work
+on the machine disturbs less than the wall's. `inside` is the share that a clock around the audits themselves measures
+in the trials with audits: the difference of two trials is noisier than what it measures.
 """
 
 import argparse
@@ -212,22 +213,22 @@ def measure_audits(repeats: int) -> dict[str, Any]:
 
 
 def trial_seconds(config: TrialConfig, context: Context, audits: bool) -> tuple[float, float]:
-    """Wall seconds of a whole trial, and those of its audits. Without audits they are replaced by nothing."""
+    """CPU seconds of a whole trial, and those of its audits. Without audits they are replaced by nothing."""
     auditing, real = 0.0, vision._Replicate.audit
 
     def audit(replicate: Any, declared: Any) -> Any:
         nonlocal auditing
         if not audits:
             return {}
-        began = time.perf_counter()
+        began = time.process_time()
         found = real(replicate, declared)
-        auditing += time.perf_counter() - began
+        auditing += time.process_time() - began
         return found
 
     with mock.patch.object(vision._Replicate, "audit", audit):
-        started = time.perf_counter()
+        started = time.process_time()
         *_, last = vision.train(config, context)
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
     if last.epoch != config.epochs or last.diverged:
         raise SystemExit("the trial diverged, so that it says nothing of the audit's share")
     return seconds, auditing
