@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch.testing import assert_close
 
-from trainables.models.resnet import CBAM, STAGE_BLOCKS, ResNet, feature_shapes, parameter_count
+from trainables.models.resnet import CBAM, STAGE_BLOCKS, Convolution, ResNet, feature_shapes, parameter_count
 
 
 def generator(seed=0):
@@ -318,3 +318,15 @@ def test_a_depth_counts_its_weight_layers(depth):
     modules = ResNet(depth, 10, width=2).named_modules()
     layers = [m for name, m in modules if isinstance(m, torch.nn.Conv2d | torch.nn.Linear) and "downsample" not in name]
     assert len(layers) == depth
+
+
+@pytest.mark.parametrize("channels", [(3, 5), (8, 8)])
+def test_a_convolution_of_a_2x2_map_is_the_padded_one(channels):
+    convolution = Convolution(*channels, 3, padding=1, bias=False).double()
+    x = torch.randn(4, channels[0], 2, 2, dtype=torch.float64, requires_grad=True)
+    expected = torch.nn.functional.conv2d(x, convolution.weight, padding=1)
+    towards = torch.randn_like(expected)
+    inputs = (x, convolution.weight)
+    assert_close(convolution(x), expected)
+    found, wanted = (torch.autograd.grad((y * towards).sum(), inputs) for y in (convolution(x), expected))
+    assert_close(found, wanted)

@@ -37,7 +37,8 @@ def causal_mask(activation: Tensor, size: tuple[int, int], percentile: float, ha
     """Class activation maps as weights of a loss's map.
 
     activation: (..., h, w). It is resized to `size` (bilinear to grow, average pooling to shrink), then scaled to
-    [0, 1] image by image; what lies below the image's own percentile (0 to 100) is set to 0; with `hard` the rest is 1.
+    [0, 1] image by image; what lies below the image's own percentile (0 to 100), or is no evidence at all, is set to 0;
+    with `hard` the rest is 1.
     Returns the mask (..., *size), without a gradient, and which images are degenerate (...,), boolean: a map that is
     flat, or zero everywhere, says nothing of where, and its mask is 1 everywhere.
     Raises ValueError for a percentile outside [0, 100).
@@ -49,14 +50,14 @@ def causal_mask(activation: Tensor, size: tuple[int, int], percentile: float, ha
     flat = high - low <= 1e-6 * high.clamp_min(torch.finfo(maps.dtype).tiny)
     scaled = (maps - low) / torch.where(flat, torch.ones_like(high), high - low)
     threshold = _percentile(scaled, percentile)
-    kept = scaled >= threshold
+    kept = (maps > 0) & (scaled >= threshold)
     mask = kept.to(scaled.dtype) if hard else scaled * kept
     mask = torch.where(flat, torch.ones_like(mask), mask)
     return mask.reshape(*activation.shape[:-2], *size), flat.squeeze(-1)
 
 
 def _percentile(values: Tensor, percentile: float) -> Tensor:
-    """The value of rank ceil(percentile % of n) of each row, so that at least the largest is always kept."""
+    """Each row's value above so many of a hundred of its n, rounded down: at least the largest is always kept."""
     n = values.shape[-1]
     rank = min(int(percentile / 100 * n), n - 1)
     return values.sort(dim=-1).values[..., rank : rank + 1]

@@ -52,8 +52,25 @@ class CBAM(nn.Module):
         return x * torch.sigmoid(self.bn(self.conv(pooled)))
 
 
+class Convolution(nn.Conv2d):
+    """A convolution without bias; on a CPU, one of 3x3 over a map of 2x2 is taken as the matrix product that it is.
+
+    There every output pixel sees every input pixel once, and 5/9 of a padded convolution's products are with zeros. A
+    ResNet-18 on 32x32 images spends a third of its step in such convolutions.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole = self.kernel_size == (3, 3) and self.stride == (1, 1) and x.shape[-2:] == (2, 2)
+        if not whole or x.device.type != "cpu":
+            return super().forward(x)
+        kernel = self.weight.permute(0, 2, 3, 1)  # (out, 3, 3, in)
+        rows = [kernel[:, 1 - i : 3 - i, 1 - j : 3 - j].flatten(1) for i in (0, 1) for j in (0, 1)]
+        out = F.linear(x.permute(0, 2, 3, 1).flatten(1), torch.cat(rows))
+        return out.reshape(len(x), 2, 2, self.out_channels).permute(0, 3, 1, 2)
+
+
 def _convolution(fan_in: int, fan_out: int, size: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(fan_in, fan_out, size, stride=stride, padding=size // 2, bias=False)
+    return Convolution(fan_in, fan_out, size, stride=stride, padding=size // 2, bias=False)
 
 
 def _shortcut(fan_in: int, fan_out: int, stride: int) -> nn.Module:
