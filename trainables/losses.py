@@ -89,8 +89,7 @@ def feature_alignment(regressed: Tensor, teacher_features: Tensor, mask: Tensor 
 
     regressed: R(student), (..., batch, channels, height, width); teacher_features: the same channels; of maps of
     different size the larger is average-pooled. mask M: (..., batch, height, width) at the smaller size, then
-    sum M (F_t - R F_s)² / (channels x sum M). variance: of the teacher's features, so that the weight does not depend
-    on their scale. Returns (..., batch).
+    sum M (F_t - R F_s)² / (channels x sum M). Returns (..., batch).
     Source: Romero et al., "FitNets", arXiv 1412.6550, equation 3.
     """
     regressed, teacher_features = same_size(regressed, teacher_features)
