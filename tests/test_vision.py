@@ -421,13 +421,14 @@ def test_a_learning_rate_that_diverges_ends_the_trial_with_its_last_result(conte
     assert "val_accuracy" in results[0].metrics or len(results) == 1
 
 
-def test_one_diverged_seed_ends_the_trial(telling, tmp_path):
-    broken = telling_teacher(tmp_path, DATA.train.y, 7)
-    logits = np.load(tmp_path / "logits.npy")
-    np.save(tmp_path / "logits.npy", np.full_like(logits, np.nan))
-    context = replace(telling, teachers=(telling.teachers[0], broken))
-    assert [r.diverged for r in vision.train(configured("kd", (0, 2)), context)] == [False, False]
-    assert [r.diverged for r in vision.train(configured("kd", (0, 1)), context)] == [True]
+@pytest.mark.parametrize(("arm", "broken"), [("kd", "logits"), ("released_kd", "features.layer2")])
+def test_one_seed_whose_loss_is_no_number_ends_the_trial(arm, broken, telling, tmp_path):
+    silent = telling_teacher(tmp_path, DATA.train.y, 7)
+    path = tmp_path / f"{broken}.npy"
+    np.save(path, np.full_like(np.load(path), np.nan))
+    context = replace(telling, teachers=(telling.teachers[0], silent))
+    assert [r.diverged for r in vision.train(configured(arm, (0, 2)), context)] == [False, False]
+    assert [r.diverged for r in vision.train(configured(arm, (0, 1)), context)] == [True]
 
 
 def batches_of(context, epoch, replicate=0, **hp):
