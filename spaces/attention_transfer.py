@@ -231,9 +231,10 @@ DIGITS = replace(
     teacher=ResNetTeacher(depth=14, width=16, cbam=True, learning_rate=0.05, schedule="cosine", patience=10),
     arms={name: replace(arm, published=None) for name, arm in _arms("layer2", ("layer1", "layer1+layer2")).items()},
     views=Views(pad=1, flip=False, alignment_channels=32),
-    budget=Budget(seed_epochs_per_arm=1200, seeds_per_trial=2, confirm_seeds=20, max_epochs=15),
+    budget=Budget(seed_epochs_per_arm=900, seeds_per_trial=2, confirm_seeds=20, max_epochs=15, reevaluate_share=0.27),
     quick=Budget(seed_epochs_per_arm=128, seeds_per_trial=2, confirm_seeds=10, max_epochs=6, subsearches=2),
     confirm_on="train",
+    confirm_teachers=5,
     claims=(),
     notes=(
         "No source reports numbers on digits: this study shows the arms, the audit and the controls in minutes.",
