@@ -16,11 +16,11 @@ from trainables.layers import refuse_unusable as refuse_unusable_layers
 from trainables.models.resnet import feature_shapes
 from trainables.streams import Streams
 from trainables.teachers import cached, ensemble, resnet
+from trainables.variants import READS_FEATURES
 
 TRAINABLES = {"mlp": "trainables.mlp:train", "vision": "trainables.vision:train"}
 SAMPLE = 256  # images that an estimate of time is made from
 PACKABLE = ("mlp",)  # whose seeds train in one program
-ALIGNS = ("kd_fa", "kd_fa_at", "released_kd", "released_fa", "released_fa_at")
 
 
 def build_teacher(study: Study, seed: int, fit: Rows, classes: int, teacher_set: int, device: str) -> Any:
@@ -105,7 +105,7 @@ def uses(study: Study) -> list[Use]:
         if layers:
             masks = _values(arm, "mask") or ("none",)
             student, dead = study.student_of(name), bool(arm.dead_terms)
-            found.append(Use(name, student, layers, masks, arm.variant in ALIGNS, dead))
+            found.append(Use(name, student, layers, masks, arm.variant in READS_FEATURES, dead))
     return found
 
 

@@ -65,6 +65,7 @@ LIMITS: dict[str, tuple[float, float, bool]] = {
     "at_weight": (0.0, 1e6, False),
     "mask_percentile": (0.0, 99.0, False),
 }
+LEAST_BATCH = {"mlp": 1, "vision": 2}  # a batch norm cannot train on one image
 # `kd` weighs cross-entropy by what its own weight leaves of 1.
 LIMITS_OF_VARIANT: dict[tuple[str, str], tuple[float, float, bool]] = {("kd", "kd_weight"): (0.0, 1.0, False)}
 # Hyperparameters that are names. `layers` is checked against the networks before anything runs.
@@ -204,7 +205,7 @@ class ResNetTeacher:
     epochs: Positive = 30
     learning_rate: float = Field(default=0.01, gt=0)
     weight_decay: float = Field(default=5e-4, ge=0)
-    batch_size: Positive = 64
+    batch_size: Annotated[int, Field(ge=2)] = 64
     schedule: Literal["constant", "cosine"] = "constant"
     patience: Positive = 5
     stop_fraction: Share = 0.1

@@ -16,6 +16,7 @@ from pydantic.dataclasses import dataclass
 
 from spaces.families import (
     KINDS,
+    LEAST_BATCH,
     LIMITS,
     LIMITS_OF_VARIANT,
     NAMES,
@@ -264,6 +265,10 @@ class Study:
             if set(arm.default) != wanted:
                 given = ", ".join(sorted(arm.default))
                 raise ValueError(f"arms.{name}.default must give {', '.join(sorted(wanted))}, no more, got {given}")
+            least = LEAST_BATCH[self.family]
+            sizes = [arm.default["batch_size"], *getattr(arm.space.get("batch_size"), "choices", ())]
+            if min(int(size) for size in sizes) < least:
+                raise ValueError(f"arms.{name}: batch_size of the family {self.family} must be {least} or more")
             if arm.student:
                 _refuse_unknown_fields(f"arms.{name}.student", arm.student, self.student)
         for claim in self.claims:

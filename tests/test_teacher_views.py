@@ -253,7 +253,6 @@ def test_a_damaged_cache_is_built_again_with_a_warning(name, damage, warns, capl
     assert caplog.messages == []
 
 
-@pytest.mark.xfail(strict=True, reason="bug: memory maps opened before a rebuild stay those of the damaged files")
 def test_a_process_that_has_read_a_cache_reads_what_was_built_again():
     rows, every = pictures(20, 8), torch.arange(20)
     teacher = untrained_teacher(rows)
@@ -471,9 +470,6 @@ def test_a_teacher_that_diverges_says_which_learning_rate_was_too_high():
     assert folders(resnet.KIND) == []
 
 
-@pytest.mark.xfail(
-    strict=True, raises=KeyError, reason="bug: an empty teacher is stored where no epoch had a finite loss"
-)
 def test_a_teacher_whose_loss_is_never_finite_has_diverged_even_if_its_weights_are_finite(monkeypatch):
     monkeypatch.setattr(Learner, "logits", lambda learner, images: torch.full((len(images), 10), torch.nan))
     study, data = digits(*QUICK)

@@ -142,15 +142,17 @@ class Learner:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next epoch depends on; the random streams are functions of their names."""
-        scale = {"optimiser.scale": torch.tensor(self._scaler.get_scale())} if self._scaler.is_enabled() else {}
-        return {name: tensor.detach().clone() for name, tensor in self._everything()} | scale
+        scaler = {f"optimiser.scaler.{k}": torch.tensor(float(v)) for k, v in self._scaler.state_dict().items()}
+        return {name: tensor.detach().clone() for name, tensor in self._everything()} | scaler
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
             for name, tensor in self._everything():
                 tensor.copy_(state[name])
-        if self._scaler.is_enabled():
-            self._scaler.load_state_dict({**self._scaler.state_dict(), "scale": float(state["optimiser.scale"])})
+        own = self._scaler.state_dict()  # empty unless it scales
+        if own:
+            stored = {k: type(v)(state[f"optimiser.scaler.{k}"].item()) for k, v in own.items()}
+            self._scaler.load_state_dict(stored)
 
     def _everything(self) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in self.model.state_dict().items():

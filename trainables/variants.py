@@ -175,6 +175,7 @@ def _detached_distance(student: Outputs, teacher: Outputs, pool: bool = False) -
     return torch.stack(distances).mean(dim=0)
 
 
+READS_FEATURES = ("kd_fa", "kd_fa_at", "released_kd", "released_fa", "released_fa_at")  # of the teacher
 VARIANTS: dict[str, Variant] = {
     v.__name__: v
     for v in (

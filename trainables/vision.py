@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from trainables.audit import BATCH, FURTHER_BATCHES, DeadTerm, TermAudit, audit, dead_terms
 from trainables.context import Context, EpochResult, TrialConfig
@@ -24,7 +25,7 @@ from trainables.packing import shuffled_within_class
 from trainables.streams import Streams
 from trainables.teachers.cached import TeacherViews
 from trainables.teachers.resnet import ResNetTeacher, reopen, untrained
-from trainables.variants import VARIANTS, Outputs, Terms
+from trainables.variants import READS_FEATURES, VARIANTS, Outputs, Terms
 from trainables.views import Normalise, Views, as_tensor
 
 
@@ -115,10 +116,11 @@ class _Replicate:
             if context.validation is not None:
                 refuse_overlap("the teacher", self._teacher.fitted_on, "validation", context.validation)
             self._rows = _teacher_rows(config, streams, replicate, fit.y).to(device)
-            self._mask_rows = torch.randperm(len(fit), generator=streams.generator("mask rows", replicate)).to(device)
+            self._mask_rows = _others(len(fit), streams.generator("mask rows", replicate)).to(device)
+            if config.variant in READS_FEATURES and context.views["alignment_channels"] == "live":
+                self._live = reopen(self._teacher.teacher, context.compute, device)
             if "fa_weight" in config.hp:
-                channels = self._aligned_channels(context)
-                extras = _regressors(self._pairs, shapes, channels, streams, replicate)
+                extras = _regressors(self._pairs, shapes, self._aligned_channels(fit.x), streams, replicate)
         self._sizes = {p.student: shapes[p.student][1:] for p in self._pairs}
         self.learner = Learner(
             model,
@@ -180,10 +182,13 @@ class _Replicate:
 
     @torch.no_grad()
     def _run(self, teacher: ResNetTeacher, rows: Tensor, view: int, layer: str) -> Tensor:
-        """The teacher's features at a layer, on the views that its cache was made of."""
+        """The teacher's features at a layer, on the views that its cache was made of and as large as its maps there."""
+        assert self._teacher is not None
         shown = teacher.normalise(self.learner.views(rows, view)).contiguous(memory_format=torch.channels_last)
         with teacher.autocast(shown):
-            return teacher.model.forward_features(shown, layer).float()
+            features = teacher.model.forward_features(shown, layer).float()
+        height, width = self._teacher.shape(f"attention.{layer}")
+        return features if features.shape[-2:] == (height, width) else F.adaptive_avg_pool2d(features, (height, width))
 
     def _mask(self, teacher: TeacherViews, pair: Pair, view: int, rows: Tensor) -> Tensor | None:
         hp = self._config.hp
@@ -196,13 +201,12 @@ class _Replicate:
         mask, _ = causal_mask(activation, (size[0], size[1]), hp["mask_percentile"], hp["mask_edge"] == "hard")
         return mask
 
-    def _aligned_channels(self, context: Context) -> dict[str, int]:
+    def _aligned_channels(self, images: NDArray[Any]) -> dict[str, int]:
         """Channels of the teacher's features by the student's layer, cached or from the teacher that runs live."""
         assert self._teacher is not None
-        if context.views["alignment_channels"] != "live":
+        if self._live is None:
             return {p.student: self._teacher.shape(f"features.{p.teacher}")[0] for p in self._pairs}
-        self._live = reopen(self._teacher.teacher, context.compute, context.device)
-        shapes = feature_shapes(self._live.model, *context.fit.x.shape[1:])
+        shapes = feature_shapes(self._live.model, *images.shape[1:])
         return {p.student: shapes[p.teacher][0] for p in self._pairs}
 
 
@@ -211,6 +215,14 @@ def _teacher_rows(config: TrialConfig, streams: Streams, replicate: int, labels:
     if config.teacher_rows == "shuffled_within_class":
         return shuffled_within_class(labels, streams.generator("teacher rows", replicate))
     return torch.arange(len(labels))
+
+
+def _others(n: int, generator: torch.Generator) -> Tensor:
+    """(n,) for each sample another one: a single random cycle through all of them."""
+    order = torch.randperm(n, generator=generator)
+    others = torch.empty_like(order)
+    others[order] = order.roll(1)
+    return others
 
 
 def _regressors(

@@ -219,6 +219,7 @@ def _compute(
         if folder.exists():
             shutil.rmtree(folder)
         os.rename(new, folder)
+        _opened.cache_clear()  # this process may have read a damaged one
         return about
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)

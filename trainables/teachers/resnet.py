@@ -163,16 +163,19 @@ def _train(
     if weights is not None:
         model.load_state_dict(weights, strict=False)
     best, best_epoch, best_state = float("inf"), 0, {}
+    diverged = f"the teacher diverged: learning_rate={spec['learning_rate']} is too high for it"
     for epoch in range(1, spec["epochs"] + 1):
         trained.train_epoch(epoch, labels_only(trained.labels))
         if not trained.finite():
-            raise FloatingPointError(f"the teacher diverged: learning_rate={spec['learning_rate']} is too high for it")
+            raise FloatingPointError(diverged)
         loss = float(cross_entropy(trained.logits(stop_x), stop_y).mean())
         if loss < best:
             best, best_epoch = loss, epoch
             best_state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
         elif epoch - best_epoch >= spec["patience"]:
             break
+    if not best_state:
+        raise FloatingPointError(diverged)
     normal = {"normalise.mean": trained.normalise.mean.flatten(), "normalise.std": trained.normalise.std.flatten()}
     about = {"rows": len(rows), "epoch": best_epoch, "stop_loss": best, "pretrained": weights is not None}
     return best_state | {k: v.cpu().contiguous() for k, v in normal.items()}, about
