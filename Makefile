@@ -18,6 +18,7 @@ test: install
 bench: install  ## minutes: the slow acceptance tests and the side-by-side figures of the README
 	$(BIN)/python -m pytest -m slow
 	$(BIN)/python -m tests.benchmarks.sweep_speed --json
+	$(BIN)/python -m tests.benchmarks.image_throughput --json
 
 lint: install
 	$(BIN)/ruff check .

@@ -8,7 +8,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,9 @@ def train_to_end(job: Job, payload: Payload, dataset: Dataset | None, students: 
 
     torch.set_num_threads(threads())
     study, began = payload.study, time.monotonic()
+    last_epoch = study.budget.max_epochs  # nothing is selected on the way there, and the search has audited
     config = trial_config(study, job.arm, job.config, job.replicates)
+    config = replace(config, audit_at=(), evaluate_from=last_epoch)
     test = dataset.test if dataset is not None else None
     peeked: list[list[float]] = []
     for last in load_trainable(study)(config, payload.context()):

@@ -31,7 +31,8 @@ class TrialConfig:
     hp: hyperparameters by name. teacher_rows: `none`, `own` or `shuffled_within_class`. epochs: how far to train.
     Of 0 epochs is only the first step audited. horizon: epochs that the learning rate's schedule is laid out for.
     audit_at: epochs whose end is audited, besides the first step. dead_terms: terms declared to send no gradient.
-    student: what the arm's student is, as in the study's `student`.
+    student: what the arm's student is, as in the study's `student`. evaluate_from: the first epoch that is measured on
+    validation.
     """
 
     variant: str
@@ -40,6 +41,7 @@ class TrialConfig:
     epochs: int
     student: Mapping[str, Any]
     horizon: int = 0
+    evaluate_from: int = 1
     teacher_rows: str = "none"
     audit_at: tuple[int, ...] = ()
     dead_terms: tuple[str, ...] = ()

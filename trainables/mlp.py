@@ -59,7 +59,7 @@ def train(config: TrialConfig, context: Context) -> Iterator[EpochResult]:
         losses = pack.train_epoch(epoch, loss)
         diverged = not all(bool(is_finite(v).all()) for v in losses.values()) or not pack.finite()
         metrics = {f"loss_{name}": value.tolist() for name, value in losses.items()}
-        if context.validation is not None and not diverged:
+        if context.validation is not None and epoch >= config.evaluate_from and not diverged:
             metrics |= validation_metrics(pack.logits(val_x), val_y)
         if epoch in config.audit_at and not diverged:
             audits[epoch] = _audit(pack, loss, config.dead_terms)

@@ -60,7 +60,7 @@ def train(config: TrialConfig, context: Context) -> Iterator[EpochResult]:
         finite = all(np.isfinite(v) for values in losses for v in values.values())
         diverged = not finite or not all(one.learner.finite() for one in replicates)
         metrics = {f"loss_{name}": [values[name] for values in losses] for name in losses[0]}
-        if context.validation is not None and not diverged:
+        if context.validation is not None and epoch >= config.evaluate_from and not diverged:
             metrics |= validation_metrics(torch.stack([one.learner.logits(val_x) for one in replicates]), val_y)
         if epoch in config.audit_at and not diverged:
             audits[epoch] = replicates[0].audit(config.dead_terms)
