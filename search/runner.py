@@ -58,7 +58,7 @@ def run_trial(config: dict[str, Any], shared: list[Any], checkpoints: str) -> No
                 save_checkpoint(folder, result)
                 stored = now
             try:
-                tune.report({"rows": json.dumps(rows), "diverged": result.diverged})
+                tune.report({"rows": json.dumps(rows), "diverged": (result.reason or "yes") if result.diverged else ""})
             except SystemExit:
                 if last is not None and not decides and time.monotonic() - stored > UNSAVED_S:
                     save_checkpoint(folder, last)

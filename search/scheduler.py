@@ -43,7 +43,7 @@ class ArmScheduler(FIFOScheduler):
         name = trial.config["trial"]
         if name not in self._state.live:
             return str(TrialScheduler.STOP)
-        goes_on = self._state.report(name, json.loads(result["rows"]), bool(result["diverged"]))
+        goes_on = self._state.report(name, json.loads(result["rows"]), result["diverged"])
         if not goes_on:
             self._state.leave(name)
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)

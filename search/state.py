@@ -107,8 +107,8 @@ class SearchState:
 
     # Reporting.
 
-    def report(self, trial: str, rows: Sequence[Mapping[str, Any]], diverged: bool) -> bool:
-        """Enter what a trial reports; True if it goes on."""
+    def report(self, trial: str, rows: Sequence[Mapping[str, Any]], diverged: str | bool) -> bool:
+        """Enter what a trial reports; True if it goes on. diverged: whether this is its end, or why."""
         live = self.live[trial]
         cost = self.ledger.report(trial, rows)
         last = rows[-1]
@@ -118,7 +118,7 @@ class SearchState:
         standing = self.standing[live.record.arm]
         standing.spent += cost
         if diverged or not _is_number(last["score"]):
-            self._end(live, "diverged", DIVERGED)
+            self._end(live, "diverged", DIVERGED if diverged in (True, False, "", "yes") else str(diverged))
             return False
         if last["epoch"] not in self.budget.rungs or last["epoch"] <= known:
             return not self.stopping  # between rungs, or a repeat of what was decided before

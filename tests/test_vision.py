@@ -457,6 +457,22 @@ def test_a_batch_of_one_image_on_which_a_batch_norm_cannot_train_is_refused():
         load_study("digits-attention-transfer", ["teacher.batch_size=1"])
 
 
+def test_a_term_that_dies_on_the_way_is_a_collapsed_student_and_ends_the_trial_as_diverged(context, monkeypatch):
+    audits = vision._Replicate.audit
+
+    def dies(replicate, declared):
+        if replicate.learner.state()["model.bn1.num_batches_tracked"]:
+            raise DeadTerm("the loss term at has a weight but sends the student no gradient")
+        return audits(replicate, declared)
+
+    monkeypatch.setattr(vision._Replicate, "audit", dies)
+    *_, last = vision.train(replace(configured("kd_at", epochs=3), audit_at=(2, 3)), context)
+    assert (last.epoch, last.diverged) == (2, True)
+    assert "collapsed by epoch 2" in last.reason
+    assert "the loss term at" in last.reason
+    assert not any(name.startswith("val_") for name in last.metrics)
+
+
 # what comes out
 
 

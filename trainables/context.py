@@ -74,7 +74,8 @@ class EpochResult:
 
     metrics: by name, one value per seed: `val_accuracy`, `val_nll` and `loss_<term>`.
     parameters: of one student. audits: by epoch, 0 for the first step, then by term; empty where none was made.
-    diverged: a loss or a parameter is no number, and this is the last result. state: what a resumed run needs.
+    diverged: a loss or a parameter is no number, or the student has collapsed, and this is the last result; reason: in
+    words, where it is not the numbers. state: what a resumed run needs.
     logits: inputs (n, ...) as they come, scaled or not as the dataset has them -> (S, n, classes).
     """
 
@@ -85,3 +86,4 @@ class EpochResult:
     diverged: bool
     state: Callable[[], dict[str, Tensor]]
     logits: Callable[[NDArray[Any]], Tensor]
+    reason: str = ""

@@ -15,7 +15,7 @@ from trainables.losses import cross_entropy
 NOISE = (0.05, 0.1, 0.2)  # standard deviations, of pixels in [0, 1]
 OCCLUSION = (0.25, 0.5)  # sides of a grey square, as shares of the image's
 CALIBRATION_BINS = 15
-PERTURBED_ROWS = 2000  # the first so many test rows are disturbed: accuracy there to within about a point
+PERTURBED_ROWS = 2000  # so many test rows, evenly spread, are disturbed: accuracy there to within about a point
 Logits = Callable[[NDArray[np.float32]], Tensor]
 
 
@@ -52,9 +52,13 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = CALIBRATION_BI
 
 
 def robustness(logits: Logits, rows: Rows) -> dict[str, list[float]]:
-    """Accuracy on the first rows under noise and under occlusion, one value per seed; the same pixels for everybody."""
-    images: NDArray[np.float32] = rows.x[:PERTURBED_ROWS].astype(np.float32) / np.float32(255)
-    labels = torch.from_numpy(np.asarray(rows.y[:PERTURBED_ROWS]))
+    """Accuracy under noise and under occlusion on rows spread evenly, since a folder's are sorted by class.
+
+    One value per seed; the same rows and the same pixels for everybody.
+    """
+    spread = np.linspace(0, len(rows) - 1, min(len(rows), PERTURBED_ROWS)).round().astype(int)
+    images: NDArray[np.float32] = rows.x[spread].astype(np.float32) / np.float32(255)
+    labels = torch.from_numpy(rows.y[spread])
     disturbed = {f"noise_{s:g}": noisy(images, s) for s in NOISE}
     disturbed |= {f"occlusion_{s:g}": occluded(images, s) for s in OCCLUSION}
     return {

@@ -32,7 +32,7 @@ from trainables.views import Normalise, Views, as_tensor
 def train(config: TrialConfig, context: Context) -> Iterator[EpochResult]:
     """Train every seed epoch by epoch; every result is complete, so that a caller may stop after any.
 
-    Raises Leak if a teacher has seen validation rows, DeadTerm if a weighted term sends no gradient.
+    Raises Leak if a teacher has seen validation rows, DeadTerm if a weighted term sends no gradient at the first step.
     """
     replicates = [_Replicate(config, context, r) for r in config.replicates]
     if context.resume:
@@ -60,11 +60,15 @@ def train(config: TrialConfig, context: Context) -> Iterator[EpochResult]:
         finite = all(np.isfinite(v) for values in losses for v in values.values())
         diverged = not finite or not all(one.learner.finite() for one in replicates)
         metrics = {f"loss_{name}": [values[name] for values in losses] for name in losses[0]}
+        collapsed = ""
+        if epoch in config.audit_at and not diverged:
+            try:
+                audits[epoch] = replicates[0].audit(config.dead_terms)
+            except DeadTerm as error:  # alive at the first step: no fault of the variant, but of a student that is dead
+                diverged, collapsed = True, f"the student has collapsed by epoch {epoch}: {error}"
         if context.validation is not None and epoch >= config.evaluate_from and not diverged:
             metrics |= validation_metrics(torch.stack([one.learner.logits(val_x) for one in replicates]), val_y)
-        if epoch in config.audit_at and not diverged:
-            audits[epoch] = replicates[0].audit(config.dead_terms)
-        yield EpochResult(epoch, metrics, parameters, audits, diverged, state, predict)
+        yield EpochResult(epoch, metrics, parameters, audits, diverged, state, predict, collapsed)
         audits = {}
         if diverged:
             return
