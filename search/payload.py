@@ -9,7 +9,7 @@ from typing import Any
 from search import families
 from spaces import Arm, BadInput, Study
 from trainables.context import Context, EpochResult, TrialConfig
-from trainables.datasets import Dataset, Rows, refuse_overlap
+from trainables.datasets import BadData, Dataset, Rows, refuse_overlap
 from trainables.streams import Streams
 
 TRAIN = "train"
@@ -86,7 +86,6 @@ def device() -> str:
 
 def refuse_unusable(study: Study, say: Callable[[str], None]) -> None:
     """Raise BadInput for what the networks, the data or the machine cannot do, before any work starts."""
-    from trainables.datasets.images import BadData
     from trainables.layers import UnusableLayer
     from trainables.teachers.cached import CacheTooLarge
 

@@ -12,8 +12,7 @@ from sklearn.datasets import load_digits
 from torchvision import datasets as torchvision_datasets
 
 from trainables.artefacts import cache_folder
-from trainables.datasets import images
-from trainables.datasets.images import BadData
+from trainables.datasets import BadData, image_folder, images
 
 DIGITS = {"kind": "digits", "split_seed": 0, "test_fraction": 0.3, "validation_fraction": 0.25}
 CLASSES = ("cat", "dog", "owl")
@@ -49,8 +48,8 @@ def root(spec, tmp_path):
 @pytest.fixture
 def decodings(monkeypatch):
     """The number of images decoded so far, as a list that grows."""
-    decode, calls = images._decode, []
-    monkeypatch.setattr(images, "_decode", lambda blob, mode: (calls.append(mode), decode(blob, mode))[1])
+    decode, calls = image_folder._decode, []
+    monkeypatch.setattr(image_folder, "_decode", lambda blob, mode: (calls.append(mode), decode(blob, mode))[1])
     return calls
 
 
@@ -307,7 +306,7 @@ def test_the_cache_says_what_it_is(spec, stored):
     about = json.loads((stored / "about.json").read_text())
     assert about["recipe"] == {"path": spec["path"], "size": None, "grayscale": False}
     assert about["images"] == {"train": 36, "test": 12}
-    assert sorted(path.name for path in stored.iterdir()) == sorted([*images.CACHED, "about.json"])
+    assert sorted(path.name for path in stored.iterdir()) == sorted([*image_folder.CACHED, "about.json"])
 
 
 def test_a_decoding_that_was_interrupted_leaves_nothing_and_is_taken_up(spec, monkeypatch):
@@ -324,15 +323,15 @@ def test_a_decoding_that_was_interrupted_leaves_nothing_and_is_taken_up(spec, mo
 
 
 def test_progress_says_how_many_of_how_many(spec, monkeypatch):
-    monkeypatch.setattr(images, "SECONDS_BETWEEN_LINES", 0.0)
-    monkeypatch.setattr(images, "BATCH", 12)
+    monkeypatch.setattr(image_folder, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(image_folder, "BATCH", 12)
     lines = []
     images.load(spec, progress=lines.append)
     assert lines == [f"decoding images: {n} of 48" for n in (12, 24, 36, 48)]
 
 
 def test_a_cache_without_room_is_refused_before_anything_is_decoded(spec, monkeypatch):
-    monkeypatch.setattr(images.shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=100))
+    monkeypatch.setattr(image_folder.shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=100))
     with pytest.raises(BadData, match=r"48 images of 3x5x6 need .* GB .*\$DISTUNE_CACHE"):
         images.load(spec)
 

@@ -12,6 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+Say = Callable[[str], None]  # is told, line by line, what takes long
+
+
+class BadData(ValueError):
+    """The data are not there, or not such that a model can be trained and judged on them."""
+
 
 class Leak(ValueError):
     """Rows that a model was fitted on turn up among the rows that it would be judged on."""
@@ -82,7 +88,7 @@ def refuse_overlap(what: str, fitted_on: NDArray[np.int64], split: str, rows: Ro
         )
 
 
-def load(spec: Mapping[str, Any], progress: Callable[[str], None] | None = None) -> Dataset:
+def load(spec: Mapping[str, Any], progress: Say | None = None) -> Dataset:
     """The dataset that a study's `data` section describes. progress: is told, line by line, what takes long."""
     if spec["kind"] == "make_classification":
         from trainables.datasets import generated
