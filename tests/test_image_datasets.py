@@ -315,7 +315,7 @@ def test_a_decoding_that_was_interrupted_leaves_nothing_and_is_taken_up(spec, mo
 
     before = sorted((cache_folder() / "images").glob("*/"))
     with monkeypatch.context() as patch:
-        patch.setattr(images, "_pixels", interrupted)
+        patch.setattr(image_folder, "_pixels", interrupted)
         with pytest.raises(KeyboardInterrupt):
             images.load(spec)
     assert sorted((cache_folder() / "images").glob("*/")) == before
