@@ -542,3 +542,15 @@ def test_a_combined_trial_trains_and_resumes_on_a_gpu(precision, tmp_path):
     with torch.no_grad():
         logits = vision.Student(state, 1, config.student)(torch.from_numpy(validation.x).float() / 255)
     assert (logits.argmax(dim=1) == expected[1].argmax(dim=1)).float().mean() > 0.9
+
+
+@pytest.mark.slow
+def test_a_compiled_student_learns_what_an_uncompiled_one_does(context):
+    (plain,), (compiled,) = (
+        vision.train(
+            configured("kd_fa_at", epochs=1), replace(context, compute={**context.compute, "compile": compiled})
+        )
+        for compiled in (False, True)
+    )
+    for name, values in plain.metrics.items():
+        assert compiled.metrics[name] == pytest.approx(values, rel=1e-2), name

@@ -110,7 +110,7 @@ class Learner:
     def outputs(self, images: Tensor, forward: Callable[..., Any] | None = None) -> Outputs:
         """Logits, the asked features and what the extras make of them, in float32."""
         with self.autocast(images):
-            logits, features = (forward or self.model)(images, self.layers)
+            logits, features = (self.model if forward is None else forward)(images, self.layers)
             features = {layer: f.float() for layer, f in features.items()}
             aligned = {layer: self.extras[layer](features[layer]).float() for layer in self.extras}
         return Outputs(logits.float(), features, aligned)
