@@ -136,7 +136,7 @@ def test_a_student_read_back_gives_the_accuracy_that_was_recorded(finished):
     opened = distune.open_run(out)
     data = load(yaml.safe_load((out / "study.yaml").read_text())["data"])
     student = opened.student("kd_fa_at")
-    accuracy = (student(torch.from_numpy(data.test.x) / 255).argmax(1).numpy() == data.test.y).mean()
+    accuracy = (student(torch.from_numpy(np.array(data.test.x)) / 255).argmax(1).numpy() == data.test.y).mean()
     confirmed = opened.confirmed()
     own = confirmed[
         (confirmed.purpose == "tuned") & (confirmed.arm == "kd_fa_at") & (confirmed.fit == "train+validation")
