@@ -316,9 +316,15 @@ class _Comparison:
         if on_train is None:
             return {}
         val_mean = self._mean_of(on_train.runs, self.study.val_metric)
+        early = [w.candidate.epoch for w in own if w.candidate.epoch < self.study.budget.max_epochs]
+        if early:
+            self.notes.append(
+                f"{arm}: optimism is null: {len(early)} of {len(own)} winners were chosen at epoch {min(early)} and "
+                f"are confirmed at {self.study.budget.max_epochs}: too few trials of a sub-search reached the end"
+            )
         return {
             "val_mean": val_mean,
-            "optimism": None if val_mean is None else search_value - val_mean,
+            "optimism": None if val_mean is None or early else search_value - val_mean,
             "refit_gain": None if self.study.confirm_on == "train" else refitted - over_winners(on_train.groups).mean,
         }
 

@@ -131,6 +131,20 @@ def test_audits_of_a_sweep_are_in_its_ledger_with_a_positive_norm_for_every_desc
     assert all(a["norm"] > 0 for a in audits)
 
 
+def test_the_audit_command_tells_living_terms_from_dead_ones(images):
+    done = run("audit", images / "study.yaml", "--json")
+    assert done.returncode == 0, done.stderr
+    terms = json.loads(done.stdout)["terms"]
+    described = [t for t in terms if not t["arm"].startswith("released")]
+    assert {t["term"] for t in described} == {"ce", "ce_smoothed", "kd", "fa", "at"}
+    assert all(t["norm"] > 0 and t["status"] == "alive" for t in described)
+    dead = {(t["arm"], t["term"]) for t in terms if t["status"] == "dead, declared"}
+    of_both = {("released_fa_at", "fa"), ("released_fa_at", "at")}
+    assert dead == {("released_kd", "kd"), ("released_fa", "fa"), ("released_at", "at"), *of_both}
+    assert all(t["norm"] == 0 and t["declared_dead"] for t in terms if (t["arm"], t["term"]) in dead)
+    assert {t["epoch"] for t in terms} == {0, 1}
+
+
 def test_a_student_read_back_gives_the_accuracy_that_was_recorded(finished):
     out, _ = finished
     opened = distune.open_run(out)
