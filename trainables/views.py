@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+CHUNK = 2048  # images
+
 
 class Views:
     """All views of some training images.
@@ -65,8 +67,11 @@ class Normalise:
     def of(images: NDArray[np.uint8]) -> "Normalise":
         """From the images (N, channels, height, width) that are fitted on: exact, by counting the 256 values."""
         value = np.arange(256) / 255
-        share = np.stack([np.bincount(channel.ravel(), minlength=256) for channel in images.swapaxes(0, 1)])
-        share = share / share.sum(axis=1, keepdims=True)
+        counts = np.zeros((images.shape[1], 256))
+        for start in range(0, len(images), CHUNK):  # counting needs eight bytes a pixel for a moment
+            for channel, pixels in enumerate(images[start : start + CHUNK].swapaxes(0, 1)):
+                counts[channel] += np.bincount(pixels.ravel(), minlength=256)
+        share = counts / counts.sum(axis=1, keepdims=True)
         mean = share @ value
         std = np.sqrt(np.maximum((share * (value - mean[:, None]) ** 2).sum(axis=1), 1e-12))
         return Normalise(torch.from_numpy(mean).float(), torch.from_numpy(std).float())
