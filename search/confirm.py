@@ -32,6 +32,7 @@ from trainables.streams import CONFIRMATION, REEVALUATION
 
 PACK = 10  # seeds of one configuration trained together where no sub-search divides them
 ALL_SUBSEARCHES = -1  # the sub-search number of what no sub-search chose: published and fixed configurations
+TRAINING_ONLY = {"optimiser", "extras"}  # parts of a state that a student to deploy has not
 LOOK, PEEKS = "confirmation", "peeks"
 BEST_OF_EPOCHS = "max_over_epochs_on_test"
 
@@ -91,7 +92,7 @@ def train_to_end(job: Job, payload: Payload, dataset: Dataset | None, students: 
     metrics["parameters"] = [float(last.parameters)] * len(job.replicates)
     metrics["diverged"] = [float(last.diverged)] * len(job.replicates)
     if students is not None and not last.diverged:
-        weights = {k: v.contiguous().cpu() for k, v in last.state().items() if not k.startswith("optimiser.")}
+        weights = {k: v.contiguous().cpu() for k, v in last.state().items() if not TRAINING_ONLY & set(k.split("."))}
         write_atomically(Path(students) / f"{pack_name(job, job.replicates[0])}.safetensors", save(weights))
     seconds = (time.monotonic() - began) / len(job.replicates)
     return [

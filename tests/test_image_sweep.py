@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
 import distune
@@ -156,6 +157,15 @@ def test_a_student_read_back_gives_the_accuracy_that_was_recorded(finished):
         (confirmed.purpose == "tuned") & (confirmed.arm == "kd_fa_at") & (confirmed.fit == "train+validation")
     ]
     assert np.isclose(own.test_accuracy, accuracy).any()
+
+
+def test_a_kept_student_has_neither_its_optimiser_nor_its_regressors(finished):
+    out, _ = finished
+    files = list((out / "models").glob("tuned-kd_fa_at-*.safetensors"))
+    assert len(files) == 20  # ten seeds on each of the two parts that are fitted on
+    for file in files:
+        names = load_file(file).keys()
+        assert {name.split(".")[1] for name in names if name[0].isdigit()} == {"model"}
 
 
 def test_a_resumed_finished_sweep_changes_nothing(finished):

@@ -6,7 +6,7 @@ gradient of the unweighted cross-entropy.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,6 +55,26 @@ def audit(terms: Terms, cross_entropy: Tensor, parameters: Sequence[Tensor]) -> 
         )
         for name, term in terms.items()
     }
+
+
+def audit_batches(
+    of_batch: Callable[[int], dict[str, TermAudit]], rows: int, declared: Collection[str]
+) -> dict[str, TermAudit]:
+    """The audit of the first batch; where a weighted term looks dead, up to three more decide whether it is.
+
+    of_batch: the audit of batch number 0, 1, ... of `BATCH` rows each; rows: how many there are in all.
+    Raises DeadTerm, naming the terms that have a weight, are dead on every batch, and are not declared to be.
+    """
+    first = of_batch(0)
+    if set(dead_terms([first])) - set(declared):
+        further = [n for n in range(1, FURTHER_BATCHES + 1) if n * BATCH + 1 < rows]  # one row is no batch
+        dead = set(dead_terms([first, *map(of_batch, further)])) - set(declared)
+        if dead:
+            raise DeadTerm(
+                f"the loss term {', '.join(sorted(dead))} has a weight but sends the student no gradient: mend the "
+                "variant, set the weight to 0, or declare it under the arm's dead_terms"
+            )
+    return first
 
 
 def dead_terms(audits: Iterable[dict[str, TermAudit]]) -> list[str]:

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trainables.audit import BATCH, FURTHER_BATCHES, DeadTerm, TermAudit, audit, dead_terms
+from trainables.audit import BATCH, TermAudit, audit, audit_batches
 from trainables.context import Context, EpochResult, TrialConfig
 from trainables.datasets import Scaling, refuse_overlap
 from trainables.evaluation import validation_metrics
@@ -117,13 +117,4 @@ def _audit(pack: Pack, loss: Loss, declared: tuple[str, ...]) -> dict[str, TermA
         labels = pack.y[rows].expand(student.logits.shape[:-1])
         return audit(loss(student, shown, labels), cross_entropy(student.logits, labels), pack.parameters)
 
-    first = of_batch(0)
-    if set(dead_terms([first])) - set(declared):
-        further = [n for n in range(1, FURTHER_BATCHES + 1) if n * BATCH < len(pack.y)]
-        dead = set(dead_terms([first, *map(of_batch, further)])) - set(declared)
-        if dead:
-            raise DeadTerm(
-                f"the loss term {', '.join(sorted(dead))} has a weight but sends the student no gradient: mend the "
-                "variant, set the weight to 0, or declare it under the arm's dead_terms"
-            )
-    return first
+    return audit_batches(of_batch, len(pack.y), declared)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainables.audit import BATCH, FURTHER_BATCHES, DeadTerm, TermAudit, audit, dead_terms
+from trainables.audit import BATCH, DeadTerm, TermAudit, audit, audit_batches
 from trainables.context import Context, EpochResult, TrialConfig
 from trainables.datasets import refuse_overlap
 from trainables.evaluation import validation_metrics
@@ -158,16 +158,7 @@ class _Replicate:
             packed = {name: type(term)(term.value.unsqueeze(0), term.weight) for name, term in terms.items()}
             return audit(packed, cross_entropy(student.logits, self.learner.labels[rows]).unsqueeze(0), weights)
 
-        first = of_batch(0)
-        if set(dead_terms([first])) - set(declared):
-            further = [n for n in range(1, FURTHER_BATCHES + 1) if n * BATCH + 1 < len(self.learner.labels)]
-            dead = set(dead_terms([first, *map(of_batch, further)])) - set(declared)
-            if dead:
-                raise DeadTerm(
-                    f"the loss term {', '.join(sorted(dead))} has a weight but sends the student no gradient: mend "
-                    "the variant, set the weight to 0, or declare it under the arm's dead_terms"
-                )
-        return first
+        return audit_batches(of_batch, len(self.learner.labels), declared)
 
     def _shown(self, teacher: TeacherViews, rows: Tensor, view: int) -> Outputs:
         """What the teacher says of this view of the rows, or of others of their class; its masks are of the images."""
