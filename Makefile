@@ -19,6 +19,7 @@ bench: install  ## minutes: the slow acceptance tests and the side-by-side figur
 	$(BIN)/python -m pytest -m slow
 	$(BIN)/python -m tests.benchmarks.sweep_speed --json
 	$(BIN)/python -m tests.benchmarks.image_throughput --json
+	$(BIN)/python -m tests.benchmarks.table_memory --json
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """What stands beside accuracy and beside the arms: calibration, robustness, speed, agreement, and factors' effects."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,12 @@ from spaces import Effect
 Json = dict[str, Any]
 # name in the comparison -> metric of a confirmed seed
 METRICS = {
+    "average_precision": "test_average_precision",
+    "accuracy": "test_accuracy",
+    "accuracy_at_threshold": "test_accuracy_at_threshold",
+    "majority": "test_majority",
+    "ks": "test_ks",
+    "brier": "test_brier",
     "nll": "test_nll",
     "calibration_error": "test_ece",
     "accuracy_noise_0.05": "test_accuracy_noise_0.05",
@@ -24,18 +31,39 @@ METRICS = {
     "ms_per_sample_batch_128": "ms_per_sample_batch_128",
     "parameters": "parameters",
 }
+ALL_TEACHERS = "plain average"  # as the model of all teachers together is called in the facts
 SPEED = ("ms_per_sample_batch_1", "ms_per_sample_batch_128", "parameters")
 
 
+def classes(predictions: NDArray[Any]) -> NDArray[Any]:
+    """Predicted classes, of predictions that are such or logits of class 1."""
+    return (predictions > 0).astype(np.uint8) if predictions.dtype.kind == "f" else predictions
+
+
+def models(facts: Mapping[tuple[int, int], Json]) -> list[Json]:
+    """What is known of each teacher model by name, numbers as medians over the teacher sets."""
+    by_name: dict[str, list[Json]] = defaultdict(list)
+    for about in facts.values():
+        by_name[about["name"]].append(about)
+    return [
+        {"name": name, "n": len(known)}
+        | {key: float(np.median([k[key] for k in known])) for key in known[0] if key != "name"}
+        for name, known in by_name.items()
+    ]
+
+
 def evaluation(
-    runs: Sequence[RunRecord], predicted: NDArray[Any], teachers: Mapping[int, NDArray[Any]]
+    runs: Sequence[RunRecord], predicted: NDArray[Any], teachers: Mapping[int, NDArray[Any]], judged_by: str
 ) -> dict[str, Json | None]:
     """{name: mean and ci95_seeds} over an arm's confirmed seeds; speed as the median over seeds, without an interval.
 
     predicted: (seeds, rows) classes; teachers: {set: (rows,) classes}; seed r learned from set r mod their number.
+    judged_by: the study's metric, which stands elsewhere.
     """
     found: dict[str, Json | None] = {}
     for name, metric in METRICS.items():
+        if name == judged_by:
+            continue
         values = [r.metrics[metric] for r in runs if r.metrics.get(metric) is not None]
         if not values:
             continue
@@ -49,6 +77,18 @@ def evaluation(
         ]
         found["teacher_agreement"] = _over_seeds(agree)
     return found
+
+
+def with_teachers(found: dict[str, Json | None], of_models: Sequence[Json], teacher: str | None, student: bool) -> None:
+    """Add to an arm's times what its teachers take, which run before it: `teacher`, or all of them where it is None.
+
+    student: whether one runs after them; without it the teachers' times are all there is.
+    """
+    wanted = next((m for m in of_models if m["name"] == (teacher or ALL_TEACHERS)), None)
+    for name in SPEED:
+        if wanted is not None and name in wanted:
+            own = found.get(name) if student else None
+            found[name] = {"mean": wanted[name] + (own["mean"] if own else 0.0), "ci95_seeds": None}
 
 
 def effects(asked: Sequence[Effect], correct: Mapping[str, tuple[list[int], NDArray[np.float64]]]) -> list[Json]:

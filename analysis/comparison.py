@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis import beside, costs
+from analysis import beside, costs, gates
 from analysis.statistics import (
     Difference,
     arm_verdict,
+    auc_units,
     between_arms,
     claim_verdict,
     family_level,
@@ -34,7 +35,7 @@ from search.ledger import ENSEMBLE, Ledger, RunRecord
 from search.selection import Winner, deployed, fair_limit, search_spend, select, within
 from spaces import A_A_CONTROL, BASELINE, Study, load_study
 
-Correct = NDArray[np.float64]
+Units = NDArray[np.float64]
 Json = dict[str, Any]
 BEST_OF_EPOCHS = "max_over_epochs_on_test"
 STARVED = 1e-4  # as in trainables.audit, which this layer does not import: it would take seconds
@@ -42,14 +43,17 @@ STARVED = 1e-4  # as in trainables.audit, which this layer does not import: it w
 
 @dataclass(frozen=True)
 class Confirmed:
-    """One arm under the confirmation seeds: groups of (seeds, rows) correctness, one a winner, and the runs behind."""
+    """One arm under the confirmation seeds: groups of (seeds, rows) units, one a winner, and the runs behind.
+
+    A unit is what a row adds to the metric: 1 or 0 for a label that is right or not, a pseudo-value for AUC.
+    """
 
     runs: list[RunRecord]
-    groups: list[Correct]
+    groups: list[Units]
     seeds: list[int]
 
     @property
-    def flat(self) -> Correct:
+    def flat(self) -> Units:
         return np.concatenate(self.groups)
 
 
@@ -67,6 +71,8 @@ class _Comparison:
         self.chosen = select(study, ledger)
         self.runs = ledger.runs()
         self.labels = ledger.labels("test")
+        self._found: dict[tuple[str, str, str, str], Confirmed | None] = {}
+        self._compared: dict[str, dict[str, Difference]] = {}
         self.tuned = {arm: self._confirmed("tuned", arm) for arm in study.searched}
         self.published = {arm: self._confirmed("as_published", arm) for arm in study.arms}
         self.fixed = {arm: self._confirmed("fixed", arm) for arm in study.arms}
@@ -110,6 +116,7 @@ class _Comparison:
             "published_claims": self._claims(),
             "effects": beside.effects(self.study.effects, {a: (c.seeds, c.flat) for a, c in self.fixed.items() if c}),
             "teacher": self._teacher(),
+            "gates": self._gates(),
             "looks_at_test": self.ledger.looks(),
             "seconds": costs.seconds(self.ledger),
             "notes": list(dict.fromkeys([*self.notes, *self.ledger.notes(), *self._starved()])),
@@ -133,8 +140,13 @@ class _Comparison:
 
     def _confirmed(self, purpose: str, arm: str, split: str = "test", fit: str = "") -> Confirmed | None:
         """The arm's runs of this purpose, those of the trials that are chosen now; None before the confirmation."""
+        key = purpose, arm, split, fit or self.study.confirm_on
+        if key not in self._found:
+            self._found[key] = self._read(*key)
+        return self._found[key]
+
+    def _read(self, purpose: str, arm: str, split: str, fit: str) -> Confirmed | None:
         labels = self.ledger.labels(split)
-        fit = fit or self.study.confirm_on
         chosen = {key[1]: w.candidate.trial for key, w in self.chosen.items() if key[0] == arm}
         groups: dict[int, list[RunRecord]] = defaultdict(list)
         for run in self.runs:
@@ -144,12 +156,24 @@ class _Comparison:
         if not groups or labels is None:
             return None
         ordered = [sorted(groups[g], key=lambda r: r.replicate) for g in sorted(groups)]
-        correct = [(self.ledger.predictions(runs, split) == labels).astype(float) for runs in ordered]
+        units = [self._units(self.ledger.predictions(runs, split), labels) for runs in ordered]
         runs = [r for part in ordered for r in part]
-        return Confirmed(runs, correct, [r.replicate for r in runs])
+        return Confirmed(runs, units, [r.replicate for r in runs])
+
+    def _units(self, predictions: NDArray[Any], labels: NDArray[Any]) -> Units:
+        """(seeds, rows) predictions -> what each row adds to the study's metric, whose mean over rows it is."""
+        if self.study.metric == "auc":
+            return auc_units(predictions, labels)
+        correct: Units = (predictions == labels).astype(np.float64)
+        return correct
 
     def _differences(self, split: str = "test") -> dict[str, Difference]:
         """Every arm, tuned or fixed, minus the tuned baseline."""
+        if split not in self._compared:
+            self._compared[split] = self._compare(split)
+        return self._compared[split]
+
+    def _compare(self, split: str) -> dict[str, Difference]:
         found = {a: self._confirmed("tuned" if a in self.tuned else "fixed", a, split) for a in self.study.arms}
         arms = {a: c for a, c in found.items() if c is not None and self._is_whole(a, c)}
         baseline = arms.get(BASELINE)
@@ -177,6 +201,7 @@ class _Comparison:
         result: Json = {
             "arm": arm,
             "kind": definition.kind,
+            "role": definition.role,
             "published": definition.published.value if definition.published else None,
             "as_published": self._configuration(
                 self.published[arm], definition.published.config if definition.published else None
@@ -190,9 +215,14 @@ class _Comparison:
             result["fixed"] = self._configuration(self.fixed[arm], definition.default)
         shown = self.tuned.get(arm) or self.fixed.get(arm)
         if shown is not None:
+            predicted = self.ledger.predictions(shown.runs, "test")
             result["evaluation"] = beside.evaluation(
-                shown.runs, self.ledger.predictions(shown.runs, "test"), self._teacher_classes()
+                shown.runs, beside.classes(predicted), self._teacher_classes(), self.study.metric
             )
+            if definition.role != "student":
+                teacher, student = definition.default.get("teacher"), definition.role == "needs_teachers"
+                models = beside.models(self.ledger.teacher_facts(self.study.confirm_on))
+                beside.with_teachers(result["evaluation"], models, str(teacher) if teacher else None, student)
         as_published = self.published[arm]
         if definition.published and definition.published.statistic == BEST_OF_EPOCHS and as_published:
             metric = f"test_{self.study.metric}_best_epoch"
@@ -215,7 +245,9 @@ class _Comparison:
         level = family_level(p, p_adjusted, len(family)) if in_family else 0.95
         if not in_family:
             margin = self.study.margin
-        verdict: str | None = arm_verdict(difference.total, p_adjusted, level, margin)
+        verdict: str | None = arm_verdict(
+            difference.total, p_adjusted, level, margin, equivalence_margin=self.study.margin
+        )
         if self.study.budget.subsearches == 1:
             verdict = None
             self.notes.append(
@@ -223,8 +255,9 @@ class _Comparison:
                 "since how much the tuning varies is not known"
             )
         settle = None
-        if verdict == "indistinguishable":
-            settle = seeds_to_settle(difference, self.study.budget.confirm_seeds, margin, level)
+        if verdict == "indistinguishable" and not self.study.margin < abs(difference.total.mean) <= margin:
+            aim = margin if abs(difference.total.mean) > margin else self.study.margin
+            settle = seeds_to_settle(difference, self.study.budget.confirm_seeds, aim, level)
         population = self._population(arm)
         return {
             "delta_vs_baseline": {
@@ -244,15 +277,10 @@ class _Comparison:
         """The same difference on fresh rows of a generated population, where there are any."""
         if self.ledger.labels("population") is None:
             return None
-        difference = self._population_differences().get(arm)
+        difference = self._differences("population").get(arm)
         if difference is None:
             return None
         return {"mean": difference.total.mean, "ci95": _pair(difference.total.interval())}
-
-    def _population_differences(self) -> dict[str, Difference]:
-        if not hasattr(self, "_on_population"):
-            self._on_population = self._differences("population")
-        return self._on_population
 
     def _configuration(self, confirmed: Confirmed | None, config: Mapping[str, Any] | None) -> Json | None:
         """One given configuration under the confirmation seeds."""
@@ -316,11 +344,12 @@ class _Comparison:
         if on_train is None:
             return {}
         val_mean = self._mean_of(on_train.runs, self.study.val_metric)
-        early = [w.candidate.epoch for w in own if w.candidate.epoch < self.study.budget.max_epochs]
+        end = self.study.budget.max_epochs
+        early = [w.candidate.epoch for w in own if w.candidate.epoch < end and not w.epochs]
         if early:
             self.notes.append(
                 f"{arm}: optimism is null: {len(early)} of {len(own)} winners were chosen at epoch {min(early)} and "
-                f"are confirmed at {self.study.budget.max_epochs}: too few trials of a sub-search reached the end"
+                f"are confirmed at {end}: too few trials of a sub-search reached the end"
             )
         return {
             "val_mean": val_mean,
@@ -339,8 +368,9 @@ class _Comparison:
         measured: list[Difference | None] = []
         for claim in self.study.claims:
             a, b = self.published[claim.better], self.published[claim.worse]
-            ready = a is not None and b is not None and a.seeds == b.seeds
-            measured.append(paired(a.flat, b.flat) if ready and a is not None and b is not None else None)
+            if a and b and self.study.arms[claim.worse].role == "reference":
+                b = _for_seeds(b, a.seeds)
+            measured.append(paired(a.flat, b.flat) if a and b and a.seeds == b.seeds else None)
         p = [None if d is None else d.total.p_value() for d in measured]
         adjusted = holm(p)
         results = []
@@ -353,7 +383,7 @@ class _Comparison:
                 verdict = f"not comparable ({claim.not_comparable})"
             results.append(
                 {
-                    "claim": f"{claim.better} > {claim.worse} by {100 * claim.gain:.3g} points",
+                    "claim": f"{claim.better} > {claim.worse} by {_amount(claim.gain, self.study.metric)}",
                     "source": claim.source,
                     "published": claim.gain,
                     "measured": None if difference is None else difference.total.mean,
@@ -370,7 +400,9 @@ class _Comparison:
 
     def _sign_flip(self, better: str, worse: str) -> float | None:
         a, b = self.published[better], self.published[worse]
-        return None if a is None or b is None else sign_flip_p(a.flat.mean(axis=1) - b.flat.mean(axis=1))
+        if a is None or b is None or a.seeds != b.seeds:
+            return None
+        return sign_flip_p(a.flat.mean(axis=1) - b.flat.mean(axis=1))
 
     def _claim_on_population(self, better: str, worse: str) -> Json | None:
         a, b = (self._confirmed("as_published", arm, "population") for arm in (better, worse))
@@ -400,7 +432,9 @@ class _Comparison:
                     "ci95_family": None if d is None else _pair(d.total.interval(level)),
                     "p_value": raw,
                     "p_adjusted": corrected,
-                    "answer": None if d is None else arm_verdict(d.total, corrected, level, margin),
+                    "answer": None
+                    if d is None
+                    else arm_verdict(d.total, corrected, level, margin, equivalence_margin=self.study.margin),
                 }
             )
         return results
@@ -408,14 +442,25 @@ class _Comparison:
     def _teacher_classes(self) -> dict[int, NDArray[Any]]:
         """{teacher set: (rows,) predicted classes of the test rows}."""
         predicted = self.ledger.teacher_predictions(self.study.confirm_on, "test")
-        return {k: classes for (k, member), classes in predicted.items() if member == ENSEMBLE}
+        return {k: beside.classes(said) for (k, member), said in predicted.items() if member == ENSEMBLE}
+
+    def _gates(self) -> list[Json]:
+        """What every arm with a gate does with it, by segment, beside which teacher is better there."""
+        if self.labels is None:
+            return []
+        said = self.ledger.teacher_predictions(self.study.confirm_on, "test")
+        facts = self.ledger.teacher_facts(self.study.confirm_on)
+        names = {member: about["name"] for (_, member), about in facts.items() if member != ENSEMBLE}
+        runs = {arm: (self.tuned.get(arm) or self.fixed[arm]) for arm in self.study.arms}
+        shown = {arm: confirmed.runs for arm, confirmed in runs.items() if confirmed is not None}
+        return gates.by_segment(shown, names, said, self.labels, self.ledger.segments("test"))
 
     def _teacher(self) -> Json | None:
         """The article's derived figures: members, ensemble, parameters, and the share of its edge recovered."""
         predicted = self.ledger.teacher_predictions(self.study.confirm_on, "test")
         if not predicted or self.labels is None:
             return None
-        correct = {key: (classes == self.labels).astype(float) for key, classes in predicted.items()}
+        correct = {key: self._units(said[None], self.labels)[0] for key, said in predicted.items()}
         sets = sorted({k for k, m in correct if m == ENSEMBLE})
         ensembles = np.stack([correct[k, ENSEMBLE] for k in sets])
         members = [float(c.mean()) for (_, m), c in correct.items() if m != ENSEMBLE]
@@ -428,7 +473,7 @@ class _Comparison:
         fresh = self.ledger.labels("population")
         on_fresh = None
         if population and fresh is not None:
-            on_fresh = float(np.mean([(c == fresh).mean() for (_, m), c in population.items() if m == ENSEMBLE]))
+            on_fresh = float(np.mean([self._units(c[None], fresh).mean() for (_, m), c in population.items() if m < 0]))
         return {
             "published": self.study.published_teacher,
             "ensemble": {"mean": whole.mean, "ci95": _pair(whole.interval()), "n": len(sets)},
@@ -440,6 +485,7 @@ class _Comparison:
             "student_parameters": int(student) if student else None,
             "compression": teacher_parameters / student if teacher_parameters and student else None,
             "edge_recovered": self._edge(ensembles.mean(axis=1)),
+            "models": beside.models(self.ledger.teacher_facts(self.study.confirm_on)),
         }
 
     def _edge(self, ensembles: NDArray[np.float64]) -> Json | None:
@@ -462,6 +508,18 @@ class _Comparison:
             "ci95_seeds": _pair((share.low, share.high) if share.low is not None and share.high is not None else None),
             "reason": share.reason,
         }
+
+
+def _for_seeds(reference: Confirmed, seeds: list[int]) -> Confirmed:
+    """What the reference's teacher sets say beside each of these seeds: seed r belongs to set r mod their number."""
+    rows = [
+        reference.seeds.index(next(s for s in reference.seeds if (s - r) % len(reference.seeds) == 0)) for r in seeds
+    ]
+    return Confirmed([reference.runs[i] for i in rows], [reference.flat[rows]], seeds)
+
+
+def _amount(gain: float, metric: str) -> str:
+    return f"{gain:.3g} AUC" if metric == "auc" else f"{100 * gain:.3g} points"
 
 
 def _between(a: Confirmed, b: Confirmed) -> Difference:

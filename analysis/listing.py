@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from analysis.tables import new_table, wide_console
+from analysis.tables import Unit, new_table, wide_console
 from search.ledger import FILE, Ledger, NotALedger
 from spaces import Study
 
@@ -21,7 +21,7 @@ def list_studies(studies: Iterable[Study]) -> None:
 
 def describe(study: Study) -> None:
     """One study: question, source, arms with what they do, spaces and published numbers, and the budget."""
-    console = wide_console()
+    console, unit = wide_console(), Unit.of(study.metric)
     console.print(f"[bold]{study.name}[/bold]: {study.about}\nsource: {study.source or '-'}")
     table = new_table("arms", ("arm", "what it does", "searched over", "default"), ("published",))
     for name, arm in study.arms.items():
@@ -30,12 +30,13 @@ def describe(study: Study) -> None:
             arm.about,
             "\n".join(f"{hp}: {dimension}" for hp, dimension in arm.space.items()) or "fixed",
             "\n".join(f"{hp}: {value}" for hp, value in arm.default.items()),
-            "-" if arm.published is None else f"{100 * arm.published.value:.2f}",
+            "-" if arm.published is None else unit.value(arm.published.value),
         )
     console.print(table)
     for claim in study.claims:
         console.print(
-            f"published claim: {claim.better} > {claim.worse} by {100 * claim.gain:.3g} points ({claim.source})"
+            f"published claim: {claim.better} > {claim.worse} by {unit.difference(claim.gain)} {unit.points} "
+            f"({claim.source})"
         )
     for a, b, question in study.contrasts:
         console.print(f"contrast: {a} - {b}: {question}?")

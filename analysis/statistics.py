@@ -1,7 +1,8 @@
 """Intervals, tests and verdicts: METHOD.md on means, differences and published claims, as pure functions.
 
 Shapes: S seeds, N test rows, G winners of an arm's independent sub-searches, C_g confirmation seeds of winner g.
-`correct` is 1 where a student labels a row rightly and 0 where not; any per-row score works the same way.
+`correct` is 1 where a student labels a row rightly and 0 where not; any per-row score works the same way, and AUC does
+through `auc_units`.
 A *unit* is what was drawn independently: a seed where the configuration is given, a winner where it was searched.
 """
 
@@ -20,6 +21,7 @@ ClaimVerdict = Literal["replicates", "smaller", "not distinguishable from noise"
 
 EQUIVALENCE_LEVEL = 0.90  # of the interval that must lie within the margin, as in two one-sided 5 % tests
 EXACT_UP_TO = 20  # differences in a sign-flip test: 2^20 sign patterns
+ROUNDING = 1e-20  # a variance this small beside another is 0: the means of `auc_units` that tie differ by about 1e-16
 MANY = 1_000_000  # seeds: more than this is "no number" to whoever must train them
 
 
@@ -147,6 +149,46 @@ def paired(a: npt.ArrayLike, b: npt.ArrayLike) -> Difference:
     return Difference(over_seeds_and_rows(d), over_seeds(d.mean(axis=1)))
 
 
+def auc_units(scores: npt.ArrayLike, labels: npt.ArrayLike) -> Array:
+    """AUC as a mean over test rows: units (S, N) that stand in for `correct`, in `paired` and wherever else it goes.
+
+    scores (S, N): any real numbers, higher for class 1, ties allowed; labels (N,): 0 or 1. With m positives and k
+    negatives, V10 of a positive is the share of negatives it is ranked above, V01 of a negative the share of positives
+    ranked above it, ties counting half; both average to θ, the seed's AUC. The units are θ + c (V - θ) with
+    c = √(N(N-1) / (m(m-1))) for positives and √(N(N-1) / (k(k-1))) for negatives, about N/m and N/k.
+
+    A seed's units average to its AUC, and their s²/N is DeLong's variance S10/m + S01/k with its m-1 and k-1; a
+    difference of two configurations' units likewise has DeLong's variance of the difference: rows count as drawn within
+    their class. Compare units of the same rows only, since c depends on the class sizes. With few rows of a class the
+    95 % interval is too short, most of all that of a single AUC: with 15 positives in 600 rows it covers 89 % (a
+    difference 94 %), with 8 it covers 87 % (92 %); simulated, 10 seeds, AUC 0.82 (n=2,000).
+    Raises ValueError for fewer than 2 rows of a class (which has no variance), non-finite scores or shapes that differ.
+    Source: DeLong, DeLong & Clarke-Pearson, Biometrics 44 (1988); counting in sorted order as in Sun & Xu, IEEE Signal
+    Processing Letters 21 (2014).
+    """
+    matrix = _matrix(scores, "scores")
+    y = _binary(labels, matrix.shape[1])
+    n, m = y.size, int(y.sum())
+    k = n - m
+    if min(m, k) < 2:
+        raise ValueError(f"AUC and its variance need 2 rows of each class or more, got {m} positive and {k} negative")
+    weight = np.where(y, math.sqrt(n * (n - 1) / (m * (m - 1))), math.sqrt(n * (n - 1) / (k * (k - 1))))
+    units = np.empty_like(matrix)
+    for unit, score in zip(units, matrix, strict=True):
+        order = np.argsort(score)
+        positive, ascending = y[order], score[order]
+        edges = np.concatenate([[0], np.flatnonzero(ascending[1:] != ascending[:-1]) + 1, [n]])  # of runs of ties
+        positives = np.concatenate([[0], np.cumsum(positive)])[edges]
+        # The middle of a run has half its rows below: with ties as halves, so many rows of each class are below it.
+        below = np.repeat((positives[1:] + positives[:-1]) / 2, np.diff(edges))
+        negatives_below = np.repeat((edges[1:] + edges[:-1]) / 2, np.diff(edges)) - below
+        area = negatives_below[positive].sum() / (m * k)
+        unit[order] = np.where(positive, negatives_below / k, 1 - below / m) - area
+        unit *= weight
+        unit += area
+    return units
+
+
 def ratio(numerator: npt.ArrayLike, denominator: npt.ArrayLike, level: float = 0.95) -> Ratio:
     """mean(numerator) / mean(denominator) of paired samples (S,), (S,) with Fieller's interval.
 
@@ -231,12 +273,18 @@ def sign_flip_p(values: npt.ArrayLike) -> float | None:
 
 
 def arm_verdict(
-    difference: Spread, p_adjusted: float | None, level: float, margin: float, alpha: float = 0.05
+    difference: Spread,
+    p_adjusted: float | None,
+    level: float,
+    margin: float,
+    alpha: float = 0.05,
+    equivalence_margin: float | None = None,
 ) -> ArmVerdict:
     """What a tuned arm is, compared with the baseline; `margin` is in the metric's units.
 
     better: p_adjusted < alpha, the interval at `level` (from `family_level`) above 0 and the mean above the margin;
-    worse: the mirror image; equivalent: the 90 % interval within [-margin, margin]; else, and with one unit,
+    worse: the mirror image; equivalent: the 90 % interval within the margin, or within `equivalence_margin` if that is
+    given: noise that widens the one is no reason to call more things equal; else, and with one unit,
     indistinguishable. Raises ValueError for a negative margin or a level outside (0, 1).
     Source: DESIGN.md, "Arm verdict".
     """
@@ -250,7 +298,8 @@ def arm_verdict(
         return "better"
     if decided and interval[1] < 0 and difference.mean < -margin:
         return "worse"
-    return "equivalent" if -margin <= inner[0] and inner[1] <= margin else "indistinguishable"
+    within = margin if equivalence_margin is None else equivalence_margin
+    return "equivalent" if -within <= inner[0] and inner[1] <= within else "indistinguishable"
 
 
 def claim_verdict(published_gain: float, low: float | None, high: float | None) -> ClaimVerdict:
@@ -344,7 +393,7 @@ def _crossed(units: Spread, by_row: Array, v_interaction: float) -> Spread:
         return units
     v_rows = _variance_of_mean(by_row)
     variance = max(units.variance, units.variance + v_rows - v_interaction)
-    if variance == 0 and v_interaction > 0:
+    if v_interaction > 0 and variance <= ROUNDING * v_interaction:
         # Units that tie in their totals but not row by row are no evidence of certainty: METHOD's V would be 0.
         return Spread(units.mean, v_interaction, units.df, units.n)
     if variance == 0:
@@ -421,6 +470,17 @@ def _matrix(d: npt.ArrayLike, name: str) -> Array:
     if matrix.shape[1] < 2:
         raise ValueError(f"{name} needs at least 2 test rows (seeds x rows), got shape {matrix.shape}")
     return matrix
+
+
+def _binary(labels: npt.ArrayLike, n: int) -> npt.NDArray[np.bool_]:
+    """Labels (n,) of 0 and 1 as whether each is 1."""
+    y = np.asarray(labels)
+    if y.shape != (n,):
+        raise ValueError(f"labels must have one entry a row, shape ({n},), got shape {y.shape}")
+    if not np.isin(y, (0, 1)).all():
+        raise ValueError(f"labels must be 0 or 1, got {np.unique(y)[:5].tolist()}")
+    positive: npt.NDArray[np.bool_] = y == 1
+    return positive
 
 
 def _finite(values: npt.ArrayLike, ndim: int, name: str) -> Array:

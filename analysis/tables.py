@@ -1,6 +1,7 @@
 """The comparison for a person: the ablation table and what it says in words."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich import box
@@ -12,7 +13,7 @@ Json = Mapping[str, Any]
 COLOURS = {"better": "green", "worse": "red", "equivalent": "cyan", "replicates": "green", "reversed": "red"}
 
 
-WIDTH = 150  # of tables that go to a file or a pipe
+WIDTH = 170  # of tables that go to a file or a pipe
 
 
 def show(result: Json, console: Console | None = None) -> None:
@@ -34,16 +35,47 @@ def new_table(title: str, left: Sequence[str], right: Sequence[str] = (), captio
     return table
 
 
+@dataclass(frozen=True)
+class Unit:
+    """How a metric is printed. values: what its numbers are; points: what a difference is in."""
+
+    values: str
+    points: str
+    scale: float
+    digits: int
+
+    @staticmethod
+    def of(metric: str) -> "Unit":
+        """metric: such as test_accuracy or test_auc."""
+        return Unit("AUC", "AUC", 1.0, 4) if metric.endswith("auc") else Unit("percent", "points", 100.0, 2)
+
+    def value(self, value: float | None) -> str:
+        return "-" if value is None else f"{self.scale * value:.{self.digits}f}"
+
+    def difference(self, value: float | None) -> str:
+        return "-" if value is None else f"{self.scale * value:+.{self.digits}f}"
+
+    def interval(self, pair: Sequence[float] | None, sign: bool = False) -> str:
+        if pair is None:
+            return ""
+        form = f"{'+' if sign else ''}.{self.digits}f"
+        return f"[{self.scale * pair[0]:{form}}, {self.scale * pair[1]:{form}}]"
+
+
 def render(result: Json) -> RenderableType:
-    parts: list[RenderableType] = [_ablation(result), *_sentences(result)]
+    unit = Unit.of(result["metric"])
+    parts: list[RenderableType] = [_ablation(result, unit), *_sentences(result, unit)]
     if result["contrasts"]:
-        parts.append(_contrasts(result["contrasts"], result["margin"]))
+        parts.append(_contrasts(result["contrasts"], result["margin"], unit))
     if any(effect["mean"] is not None for effect in result["effects"]):
-        parts.append(_effects(result["effects"]))
+        parts.append(_effects(result["effects"], unit))
     if result["teacher"]:
-        parts.append(_teacher(result["teacher"]))
-    parts += [table for table in (_beside(result), _best_of_epochs(result)) if table is not None]
-    parts.append(_budget(result))
+        parts += [table for table in (_models(result["teacher"], unit),) if table is not None]
+        if not result["teacher"]["models"]:
+            parts.append(_teacher(result["teacher"], unit))
+    more = (_gates(result.get("gates") or []), _beside(result), _best_of_epochs(result))
+    parts += [table for table in more if table is not None]
+    parts.append(_budget(result, unit))
     parts += [Text(f"note: {note}", style="dim") for note in result["notes"]]
     return Group(*parts)
 
@@ -52,40 +84,35 @@ def percent(value: float | None, digits: int = 2) -> str:
     return "-" if value is None else f"{100 * value:.{digits}f}"
 
 
-def interval(pair: Sequence[float] | None, sign: bool = False) -> str:
-    if pair is None:
-        return ""
-    form = "+.2f" if sign else ".2f"
-    return f"[{100 * pair[0]:{form}}, {100 * pair[1]:{form}}]"
-
-
 def p_value(p: float | None) -> str:
     return "-" if p is None else ("<0.001" if p < 0.001 else f"{p:.3f}")
 
 
-def points(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:+.2f}"
+ROLES = {"student": "alone", "needs_teachers": "+ teachers", "reference": "teachers"}
 
 
-def _ablation(result: Json) -> Table:
+def _ablation(result: Json, unit: Unit) -> Table:
+    several = len({arm.get("role", "student") for arm in result["arms"]}) > 1
+    published = any(arm["published"] is not None for arm in result["arms"])
     table = new_table(
-        f"{result['study']}: {result['metric']} in percent, with 95 % intervals over seeds and test rows",
-        ("arm", "verdict"),
-        ("published", "as published", "tuned", "n", "difference", "p (Holm)"),
+        f"{result['study']}: {result['metric']} in {unit.values}, with 95 % intervals over seeds and test rows",
+        ("arm", *(["runs"] if several else []), "verdict"),
+        (*(["published", "as published"] if published else []), "tuned", "n", "difference", "p (Holm)"),
         caption=f"tuned: n seeds under the winners of independent searches; difference: to tuned {result['baseline']}, "
         "its interval corrected like p",
     )
     for arm in result["arms"]:
         given, tuned = arm["as_published"] or {}, arm["tuned"] or arm.get("fixed") or {}
+        measured = f"{unit.value(given.get('mean'))} {unit.interval(given.get('ci95'))}" if given else "-"
         delta = arm["delta_vs_baseline"] or {}
         table.add_row(
             arm["arm"] + (" (A/A)" if arm["arm"].endswith("_again") else ""),
+            *([ROLES[arm["role"]]] if several else []),
             _verdict(arm),
-            percent(arm["published"]),
-            f"{percent(given.get('mean'))} {interval(given.get('ci95'))}" if given else "-",
-            f"{percent(tuned.get('mean'))} {interval(tuned.get('ci95'))}",
+            *([unit.value(arm["published"]), measured] if published else []),
+            f"{unit.value(tuned.get('mean'))} {unit.interval(tuned.get('ci95'))}",
             str(tuned.get("n", "-")),
-            f"{points(delta.get('mean'))} {interval(delta.get('ci95_family'), sign=True)}",
+            f"{unit.difference(delta.get('mean'))} {unit.interval(delta.get('ci95_family'), sign=True)}",
             p_value(delta.get("p_adjusted")),
         )
     return table
@@ -97,19 +124,18 @@ def _verdict(arm: Json) -> Text:
     return Text(str(arm["verdict"]), style=COLOURS.get(arm["verdict"], ""))
 
 
-def _sentences(result: Json) -> list[Text]:
-    """The claims in plain words, then the one sentence that the study was made for."""
+def _sentences(result: Json, unit: Unit) -> list[Text]:
+    """The claims in plain words, then the sentences that the study was made for."""
     lines = []
     for claim in result["published_claims"]:
         measured = "not measured yet"
         if claim["measured"] is not None:
-            measured = f"measured {points(claim['measured'])} {interval(claim['ci95'], sign=True)}"
+            measured = f"measured {_gain(claim['measured'], claim['ci95'], unit)}"
             if claim["population"]:
-                fresh = claim["population"]
-                measured += f", on fresh rows {points(fresh['mean'])} {interval(fresh['ci95'], sign=True)}"
+                measured += f", on fresh rows {_gain(claim['population']['mean'], claim['population']['ci95'], unit)}"
         lines.append(
             Text.assemble(
-                f"published claim: {claim['claim']}: {measured} points: ",
+                f"published claim: {claim['claim']}: {measured} {unit.points}: ",
                 (str(claim["verdict"] or "no verdict"), COLOURS.get(str(claim["verdict"]), "bold")),
             )
         )
@@ -122,27 +148,64 @@ def _sentences(result: Json) -> list[Text]:
     return lines
 
 
+def _gain(mean: float, pair: Sequence[float] | None, unit: Unit) -> str:
+    return f"{unit.difference(mean)} {unit.interval(pair, sign=True)}".strip()
+
+
 def conclusions(result: Json) -> list[str]:
-    """At most two sentences. "Distillation helps" needs both kd - hard_labels and kd - label_smoothing positive."""
-    answers = {c["contrast"]: c for c in result["contrasts"]}
-    helps, needed = answers.get("kd - hard_labels"), answers.get("kd - label_smoothing")
+    """A sentence for the study's question, one for its gate, one for the best student, as far as it has them."""
+    unit = Unit.of(result["metric"])
+    answers: dict[str, Json] = {}
+    for contrast in result["contrasts"]:
+        answers.setdefault(contrast["question"], contrast)
+    lines = [_whether_it_helps(answers, unit), _whether_the_gate_helps(answers, unit), _against_teachers(result, unit)]
+    return [line for line in lines if line]
+
+
+def _whether_it_helps(answers: Mapping[str, Json], unit: Unit) -> str | None:
+    """ "Distillation helps" needs both contrasts positive: with training on labels, and with label smoothing."""
+    helps, needed = answers.get("does it help"), answers.get("is a teacher needed")
     if not helps or not needed or helps["answer"] is None or needed["answer"] is None:
-        return []
-    gain = f"{points(helps['mean'])} {interval(helps['ci95_family'], sign=True)} points"
+        return None
+    gain = f"{_gain(helps['mean'], helps['ci95_family'], unit)} {unit.points}"
     if helps["answer"] == needed["answer"] == "better":
-        return [f"Distillation helps: {gain} over tuned training on labels, and no teacher-free control does as well."]
+        return f"Distillation helps: {gain} over tuned training on labels, and no teacher-free control does as well."
     if helps["answer"] == "better":
-        short = f"{needed['answer']}: {points(needed['mean'])} {interval(needed['ci95_family'], sign=True)}"
-        return [
+        short = f"{needed['answer']}: {_gain(needed['mean'], needed['ci95_family'], unit)}"
+        return (
             f"Distillation beats tuned training on labels by {gain}, but label smoothing, which needs no teacher, "
             f"is not beaten ({short})."
-        ]
-    return [f"This sweep does not show that distillation helps: against tuned training on labels {gain}."]
+        )
+    return f"This sweep does not show that distillation helps: against tuned training on labels {gain}."
 
 
-def _contrasts(contrasts: Sequence[Json], margin: float) -> Table:
+def _whether_the_gate_helps(answers: Mapping[str, Json], unit: Unit) -> str | None:
+    gate = answers.get("does the gate beat the plain average")
+    if not gate or gate["answer"] is None:
+        return None
+    gain = f"{_gain(gate['mean'], gate['ci95_family'], unit)} {unit.points} ({gate['contrast']})"
+    if gate["answer"] == "better":
+        return f"The gate beats the plain average of its teachers beyond noise: {gain}."
+    return f"This sweep does not show that the gate beats the plain average of its teachers: {gain}, {gate['answer']}."
+
+
+def _against_teachers(result: Json, unit: Unit) -> str | None:
+    """The best student that runs alone beside the best teacher: both chosen by their means, so no test."""
+    students = {a["arm"]: (a["tuned"] or {}).get("mean") for a in result["arms"] if a["role"] == "student"}
+    teachers = {a["arm"]: (a.get("fixed") or {}).get("mean") for a in result["arms"] if a["role"] == "reference"}
+    students, teachers = ({k: v for k, v in found.items() if v is not None} for found in (students, teachers))
+    if not students or not teachers:
+        return None
+    student, teacher = max(students, key=lambda a: students[a]), max(teachers, key=lambda a: teachers[a])
+    return (
+        f"Of the students that run alone {student} is highest, {unit.value(students[student])}; of teachers without a "
+        f"student {teacher}, {unit.value(teachers[teacher])}."
+    )
+
+
+def _contrasts(contrasts: Sequence[Json], margin: float, unit: Unit) -> Table:
     table = new_table(
-        f"contrasts of tuned arms, in points (margin {100 * margin:.2f})",
+        f"contrasts of arms, in {unit.points} (margin {unit.value(margin)})",
         ("contrast", "question", "answer"),
         ("difference", "p (Holm)"),
     )
@@ -151,24 +214,24 @@ def _contrasts(contrasts: Sequence[Json], margin: float) -> Table:
             c["contrast"],
             c["question"] + "?",
             Text(c["answer"] or "-", style=COLOURS.get(c["answer"] or "", "")),
-            f"{points(c['mean'])} {interval(c['ci95_family'], sign=True)}",
+            f"{unit.difference(c['mean'])} {unit.interval(c['ci95_family'], sign=True)}",
             p_value(c["p_adjusted"]),
         )
     return table
 
 
-def _effects(effects: Sequence[Json]) -> Table:
+def _effects(effects: Sequence[Json], unit: Unit) -> Table:
     table = new_table(
-        "where a difference of fixed arms comes from, in points",
+        f"where a difference of fixed arms comes from, in {unit.points}",
         ("effect",),
         ("mean", "95 % over seeds and rows (Holm)", "over seeds", "p (Holm)"),
     )
     for e in effects:
         table.add_row(
             e["effect"],
-            points(e["mean"]),
-            "exactly 0 for every row and seed" if _exactly_zero(e) else interval(e["ci95_family"], sign=True),
-            interval(e["ci95_seeds"], sign=True),
+            unit.difference(e["mean"]),
+            "exactly 0 for every row and seed" if _exactly_zero(e) else unit.interval(e["ci95_family"], sign=True),
+            unit.interval(e["ci95_seeds"], sign=True),
             p_value(e["p_adjusted"]),
         )
     return table
@@ -179,6 +242,12 @@ def _exactly_zero(effect: Json) -> bool:
 
 
 BESIDE = {
+    "average_precision": "AP",
+    "accuracy": "accuracy",
+    "accuracy_at_threshold": "at threshold",
+    "majority": "majority",
+    "ks": "KS",
+    "brier": "Brier",
     "nll": "NLL",
     "calibration_error": "ECE",
     "accuracy_noise_0.1": "noise 0.1",
@@ -190,7 +259,7 @@ BESIDE = {
     "ms_per_sample_batch_128": "ms, batch 128",
     "parameters": "parameters",
 }
-PERCENT = ("calibration_error", "teacher_agreement")
+PERCENT = ("calibration_error", "teacher_agreement", "majority")
 
 
 def _beside(result: Json) -> Table | None:
@@ -215,7 +284,7 @@ def _beside_value(name: str, value: Json | None) -> str:
     if value is None:
         return "-"
     if name == "parameters":
-        return _count(int(value["mean"]))
+        return _count(int(value["mean"])) if value["mean"] else "-"
     if name in PERCENT or name.startswith("accuracy"):
         return percent(value["mean"], 1)
     return f"{value['mean']:.3f}"
@@ -233,23 +302,83 @@ def _best_of_epochs(result: Json) -> Table | None:
     )
     for arm, b in found.items():
         where = "-" if b["published_inside"] is None else ("inside" if b["published_inside"] else "outside")
-        table.add_row(arm, where, percent(b["published"]), percent(b["mean"]), interval(b["one_seed95"]))
+        one_seed = Unit.of("accuracy").interval(b["one_seed95"])
+        table.add_row(arm, where, percent(b["published"]), percent(b["mean"]), one_seed)
     return table
 
 
-def _teacher(teacher: Json) -> Table:
+MODEL = {
+    "test_auc": "AUC",
+    "test_average_precision": "AP",
+    "test_accuracy": "accuracy",
+    "test_ks": "KS",
+    "test_brier": "Brier",
+    "test_ece": "ECE",
+    "ms_per_sample_batch_1": "ms, batch 1",
+    "ms_per_sample_batch_128": "ms, batch 128",
+    "bytes": "kB",
+}
+
+
+def _models(teacher: Json, unit: Unit) -> Table | None:
+    """Teachers that are several models, one by one, as medians over the teacher sets."""
+    if not teacher["models"]:
+        return None
+    table = new_table(
+        f"teachers on test ({teacher['ensemble']['n']} sets)",
+        ("model",),
+        list(MODEL.values()),
+        caption="calibrated; accuracy and ECE in percent; times are measured while other trials ran",
+    )
+    for model in teacher["models"]:
+        table.add_row(model["name"], *(_of_model(key, model[key]) for key in MODEL))
+    return table
+
+
+def _of_model(key: str, value: float) -> str:
+    if key == "bytes":
+        return f"{value / 1000:,.0f}"
+    if key in ("test_accuracy", "test_ece"):
+        return percent(value, 1)
+    return f"{value:.4f}" if key == "test_auc" else f"{value:.3f}"
+
+
+def _gates(gates: Sequence[Json]) -> Table | None:
+    """Whom a gate prefers, beside who is better there."""
+    if not gates:
+        return None
+    names = list(gates[0]["teachers"])
+    table = new_table(
+        "what the gates do, by segment of the test rows",
+        ("arm", "segment", "prefers", "better there", "agrees"),
+        ("rows", *(f"gate {name}" for name in names), *(f"AUC {name}" for name in names)),
+        caption="gate: mean over rows and seeds; better: beyond noise, over teacher sets and rows",
+    )
+    for g in gates:
+        of = [g["teachers"][name] for name in names]
+        agrees = "-" if g["agrees"] is None else ("yes" if g["agrees"] else "no")
+        auc = ["-" if t["auc"] is None else f"{t['auc']:.4f}" for t in of]
+        better = g["better"] or "none"
+        shown = (g["arm"], g["segment"], g["prefers"], better, agrees, f"{g['rows']:,}")
+        table.add_row(*shown, *(f"{t['gate']:.3f}" for t in of), *auc)
+    return table
+
+
+def _teacher(teacher: Json, unit: Unit) -> Table:
     table = new_table("teacher and student", ("",), ("published", "measured"))
     ensemble, members = teacher["ensemble"], teacher["members"]
-    fresh = "" if teacher["ensemble_population"] is None else f", fresh rows {percent(teacher['ensemble_population'])}"
+    fresh = (
+        "" if teacher["ensemble_population"] is None else f", fresh rows {unit.value(teacher['ensemble_population'])}"
+    )
     table.add_row(
         f"teacher, test accuracy ({ensemble['n']} of them)"
         if members is None
         else f"ensemble, test accuracy ({ensemble['n']} sets)",
-        percent(teacher["published"]),
-        f"{percent(ensemble['mean'])} {interval(ensemble['ci95'])}{fresh}",
+        unit.value(teacher["published"]),
+        f"{unit.value(ensemble['mean'])} {unit.interval(ensemble['ci95'])}{fresh}",
     )
     if members:
-        spread = f"{percent(members['mean'])} ({percent(members['min'])} to {percent(members['max'])})"
+        spread = f"{unit.value(members['mean'])} ({unit.value(members['min'])} to {unit.value(members['max'])})"
         table.add_row(f"its members ({members['n']})", "-", spread)
     edge = teacher["edge_recovered"]
     if edge:
@@ -274,7 +403,7 @@ def _count(value: int | None) -> str:
     return "-" if value is None else f"{value:,}"
 
 
-def _budget(result: Json) -> Table:
+def _budget(result: Json, unit: Unit) -> Table:
     state = "complete" if result["complete"] else "not complete"
     fair = result["fair_budget"]
     table = new_table(
@@ -286,7 +415,7 @@ def _budget(result: Json) -> Table:
     for arm, b in result["budget"].items():
         ended = ", ".join(f"{n} {how}" for how, n in b["ended"].items())
         config = ", ".join(f"{k} {_value(v)}" for k, v in tuned[arm].get("config", {}).items())
-        optimism = points(tuned[arm].get("optimism"))
+        optimism = unit.difference(tuned[arm].get("optimism"))
         table.add_row(arm, ended, config, str(b["seed_epochs"]), str(b["trials"]), f"{b['seconds']:.1f}", optimism)
     return table
 

@@ -16,8 +16,7 @@ import numpy as np
 import ray
 from safetensors.torch import save
 
-from search import prepare
-from search.families import PACKABLE
+from search import families, prepare
 from search.ledger import ENSEMBLE, Ledger
 from search.payload import TRAIN, Payload, load_trainable, threads, trial_config
 from search.prepare import Prepared
@@ -26,8 +25,8 @@ from search.selection import candidates, fair_limit, search_spend, select, withi
 from search.state import PER_SUBSEARCH, arm_offset
 from spaces import Published, Study
 from trainables.artefacts import write_atomically
-from trainables.datasets import Dataset
-from trainables.evaluation import latency, robustness, test_metrics, validation_metrics
+from trainables.datasets import Rows
+from trainables.evaluation import validation_metrics
 from trainables.streams import CONFIRMATION, REEVALUATION
 
 PACK = 10  # seeds of one configuration trained together where no sub-search divides them
@@ -42,6 +41,8 @@ class Job:
     """One pack to train to the end. purpose: reevaluation | tuned | as_published | fixed. judge: read the test rows.
 
     peek: at every epoch, because the published number is the best of epochs on the test set and is compared as such.
+    epochs: how far to train; None for as far as the study says, with its patience, as a published run is and as one is
+    whose best epoch is asked.
     """
 
     purpose: str
@@ -53,51 +54,53 @@ class Job:
     replicates: tuple[int, ...]
     judge: bool
     peek: bool = False
+    epochs: int | None = None
 
 
 @ray.remote
-def train_to_end(job: Job, payload: Payload, dataset: Dataset | None, students: str | None) -> list[dict[str, Any]]:
-    """For each seed of the pack: its metrics and predicted classes, after `max_epochs` and with nothing selected.
+def train_to_end(
+    job: Job, payload: Payload, judged: Mapping[str, Rows] | None, students: str | None
+) -> list[dict[str, Any]]:
+    """For each seed of the pack: its metrics and predictions, after the last epoch and with nothing selected.
 
-    dataset: with test rows, or None where they are not to be read. students: folder to keep the trained weights in.
+    judged: test rows by split, or None where they are not to be read. students: folder to keep the trained weights in.
     """
     import torch
 
     torch.set_num_threads(threads())
     study, began = payload.study, time.monotonic()
-    last_epoch = study.budget.max_epochs  # nothing is selected on the way there, and the search has audited
-    config = trial_config(study, job.arm, job.config, job.replicates)
-    config = replace(config, audit_at=(), evaluate_from=last_epoch)
-    test = dataset.test if dataset is not None else None
+    config = trial_config(study, job.arm, job.config, job.replicates, job.epochs)
+    if config.patience is None:
+        config = replace(config, evaluate_from=config.epochs)  # nothing is selected on the way there
+    config = replace(config, audit_at=())  # the search has audited
+    test = judged["test"] if judged is not None else None
     peeked: list[list[float]] = []
+    spent = 0
     for last in load_trainable(study)(config, payload.context()):
+        spent += len(job.replicates) if last.trained is None else last.trained
         if job.peek and test is not None and not last.diverged:
             labels = torch.from_numpy(np.asarray(test.y))
             peeked.append(validation_metrics(last.logits(test.x).cpu(), labels)["val_accuracy"])
     if last.diverged and len(job.replicates) > 1:  # one seed's divergence must not cost the others theirs
         alone = [Job(**{**vars(job), "replicates": (r,)}) for r in job.replicates]
-        return [row for one in alone for row in train_to_end._function(one, payload, dataset, students)]
-    metrics = {k: v for k, v in last.metrics.items() if k.startswith("val_")}
+        return [row for one in alone for row in train_to_end._function(one, payload, judged, students)]
+    metrics = {k: v for k, v in last.metrics.items() if k.startswith("val_") or k == "best_epoch"}
     predictions = {}
-    for split, rows in (prepare.judged_rows(dataset) if dataset is not None else {}).items():
-        logits = last.logits(rows.x).cpu()
-        metrics |= test_metrics(logits, torch.from_numpy(np.asarray(rows.y)), split)
-        predictions[split] = logits.argmax(dim=-1).numpy().astype(np.int64)
-    if test is not None and study.family == "vision" and not last.diverged:
-        metrics |= robustness(last.logits, test)
-        speed = latency(last.logits, test)
-        metrics |= {name: [ms / len(job.replicates)] * len(job.replicates) for name, ms in speed.items()}
+    for split, rows in (judged or {}).items():
+        found, predictions[split] = families.of(study).judge(study, config, last, rows, split, payload.validation)
+        metrics |= found
     if peeked:
         metrics[f"test_{study.metric}_best_epoch"] = np.max(peeked, axis=0).tolist()
     metrics["parameters"] = [float(last.parameters)] * len(job.replicates)
     metrics["diverged"] = [float(last.diverged)] * len(job.replicates)
-    if students is not None and not last.diverged:
-        weights = {k: v.contiguous().cpu() for k, v in last.state().items() if not TRAINING_ONLY & set(k.split("."))}
+    weights = {k: v.contiguous().cpu() for k, v in last.state().items() if not TRAINING_ONLY & set(k.split("."))}
+    if students is not None and weights and not last.diverged:
         write_atomically(Path(students) / f"{pack_name(job, job.replicates[0])}.safetensors", save(weights))
     seconds = (time.monotonic() - began) / len(job.replicates)
     return [
         {
             "replicate": replicate,
+            "epochs": round(spent / len(job.replicates)),
             "seconds": seconds,
             "metrics": {k: _finite(v[i]) for k, v in metrics.items() if len(v) == len(job.replicates)},
             "predictions": {k: v[i] for k, v in predictions.items()},
@@ -134,7 +137,13 @@ def confirmation_jobs(study: Study, ledger: Ledger) -> list[Job]:
         chosen = winner.candidate
         for fit in dict.fromkeys((study.confirm_on, TRAIN)):
             for replicates in _packs(study, range(first, first + share)):
-                jobs.append(Job("tuned", arm, g, fit, chosen.trial, chosen.config, replicates, judge=True))
+                jobs.append(
+                    Job(
+                        *("tuned", arm, g, fit, chosen.trial, chosen.config, replicates),
+                        judge=True,
+                        epochs=winner.epochs or study.budget.max_epochs,
+                    )
+                )
     for arm, definition in study.arms.items():
         published = definition.published
         configs = {"as_published": published.config} if published else {}
@@ -145,7 +154,8 @@ def confirmation_jobs(study: Study, ledger: Ledger) -> list[Job]:
         first = CONFIRMATION + arm_offset(arm)
         for purpose, config in configs.items():
             peek = study.peeks == "test" and _reports_best_of_epochs(published, config)
-            for replicates in _packs(study, range(first, first + total)):
+            seeds = study.confirm_teachers if definition.role == "reference" else total
+            for replicates in _packs(study, range(first, first + seeds)):
                 jobs.append(
                     Job(purpose, arm, ALL_SUBSEARCHES, study.confirm_on, "", config, replicates, judge=True, peek=peek)
                 )
@@ -158,7 +168,7 @@ def _reports_best_of_epochs(published: Published | None, config: Mapping[str, An
 
 def _packs(study: Study, replicates: range) -> list[tuple[int, ...]]:
     """Seeds to train in one task: several where they pack, else one, so that what is finished is kept at once."""
-    packs = math.ceil(len(replicates) / PACK) if study.family in PACKABLE else len(replicates)
+    packs = math.ceil(len(replicates) / PACK) if families.of(study).PACKS else len(replicates)
     edges = [len(replicates) * i // packs for i in range(packs + 1)]
     return [tuple(replicates[a:b]) for a, b in itertools.pairwise(edges)]
 
@@ -167,7 +177,7 @@ def reevaluate(
     study: Study, ledger: Ledger, prepared: Prepared, options: Mapping[str, Any], progress: Progress
 ) -> None:
     jobs = _unfinished(reevaluation_jobs(study, ledger), ledger)
-    _run(jobs, study, ledger, prepared, options, None, progress.phase("re-evaluation", len(jobs)))
+    _run(jobs, ledger, prepared, options, {}, None, progress.phase("re-evaluation", len(jobs)))
 
 
 def confirm(
@@ -180,30 +190,35 @@ def confirm(
     progress: Progress,
 ) -> None:
     """Open the test split, judge the teachers on it, and train and judge every configuration that goes to it."""
-    labels = ray.get(prepare.judged_labels.remote(prepared.dataset))
+    judged = {f: prepare.open_test.remote(study, seed, prepared.dataset, f) for f in prepared.by_fit}
     opened = {look["split"] for look in ledger.looks() if look["purpose"] == LOOK}
-    for split in labels.keys() - opened:
-        ledger.look(split, labels[split], LOOK)
+    known = ray.get(judged[study.confirm_on][1])
+    for split, (labels, segments) in known.items():
+        if split not in opened:
+            ledger.look(split, labels, LOOK, segments)
     jobs = _unfinished(confirmation_jobs(study, ledger), ledger)
     if any(job.peek for job in jobs) and PEEKS not in [look["purpose"] for look in ledger.looks()]:
-        ledger.look("test", labels["test"], PEEKS)
+        ledger.look("test", known["test"][0], PEEKS)
     tick = progress.phase("confirmation", len(jobs) + study.confirm_teachers)
     teachers = {
-        prepare.judge_teacher.options(**options).remote(study, seed, prepared.dataset, study.confirm_on, k): k
+        prepare.judge_teacher.options(**options, num_returns=1).remote(
+            study, seed, prepared.dataset, study.confirm_on, k
+        ): k
         for k in range(study.confirm_teachers)
         if (k, ENSEMBLE) not in ledger.teacher_predictions(study.confirm_on, "test")
     }
-    _run(jobs, study, ledger, prepared, options, run / "models", tick)
-    for task, predicted in _as_they_finish(teachers, tick):
-        ledger.teacher_predicts(study.confirm_on, teachers[task], predicted)
+    by_fit = {fit: rows for fit, (rows, _) in judged.items()}
+    _run(jobs, ledger, prepared, options, by_fit, run / "models", tick)
+    for task, (predicted, facts) in _as_they_finish(teachers, tick):
+        ledger.teacher_predicts(study.confirm_on, teachers[task], predicted, facts)
 
 
 def _run(
     jobs: Sequence[Job],
-    study: Study,
     ledger: Ledger,
     prepared: Prepared,
     options: Mapping[str, Any],
+    judged: Mapping[str, Any],
     students: Path | None,
     tick: Callable[[], None],
 ) -> None:
@@ -211,7 +226,7 @@ def _run(
         train_to_end.options(**options).remote(
             job,
             prepared.by_fit[job.fit],
-            prepared.dataset if job.judge else None,
+            judged[job.fit] if job.judge else None,
             str(students) if students is not None and job.judge else None,
         ): job
         for job in jobs
@@ -226,7 +241,6 @@ def _run(
                 job.fit,
                 trial=job.trial,
                 config=job.config,
-                epochs=study.budget.max_epochs,
                 **row,
             )
 

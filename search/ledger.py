@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Classes = NDArray[np.integer[Any]]  # (rows,) numbers of classes
+Predictions = NDArray[Any]  # (rows,) numbers of classes, or float32 logits of class 1
 FORMAT = 1
 FILE = "ledger.sqlite"
 _TABLES = """
@@ -42,7 +43,13 @@ CREATE TABLE teacher_predictions (fit TEXT, teacher_set INTEGER, member INTEGER,
                                   PRIMARY KEY (fit, teacher_set, member, split));
 CREATE TABLE clock (phase TEXT, event TEXT, at REAL);
 """
-_NOTES = "CREATE TABLE IF NOT EXISTS notes (note TEXT PRIMARY KEY)"  # apart: ledgers of earlier versions have none
+# Apart: ledgers of earlier versions have none of these.
+_LATER = (
+    "CREATE TABLE IF NOT EXISTS notes (note TEXT PRIMARY KEY)",
+    "CREATE TABLE IF NOT EXISTS segments (split TEXT, name TEXT, mask BLOB, PRIMARY KEY (split, name))",
+    "CREATE TABLE IF NOT EXISTS teacher_facts (fit TEXT, teacher_set INTEGER, member INTEGER, facts TEXT, "
+    "PRIMARY KEY (fit, teacher_set, member))",
+)
 ENSEMBLE = -1  # the member number under which the whole ensemble's predictions are stored
 
 
@@ -139,7 +146,8 @@ class Ledger:
         try:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=NORMAL")
-            db.execute(_NOTES)
+            for statement in _LATER:
+                db.execute(statement)
             found = json.loads(db.execute("SELECT value FROM meta WHERE key='format'").fetchone()[0])
         except (sqlite3.DatabaseError, TypeError, ValueError) as error:
             db.close()
@@ -202,9 +210,9 @@ class Ledger:
         epochs: int,
         seconds: float,
         metrics: Mapping[str, float],
-        predictions: Mapping[str, Classes],
+        predictions: Mapping[str, Predictions],
     ) -> None:
-        """Append one seed of a re-evaluation or of the confirmation, with its predicted class of every row."""
+        """Append one seed of a re-evaluation or of the confirmation, with what it predicts of every row."""
         key = (purpose, arm, subsearch, fit, replicate, trial)
         rest = (json.dumps(dict(config)), epochs, seconds, json.dumps(dict(metrics)), time.time())
         with self._transaction():
@@ -214,22 +222,37 @@ class Ledger:
                     row = (cursor.lastrowid, split, _packed(classes))
                     self._db.execute("INSERT INTO predictions VALUES (?, ?, ?)", row)
 
-    def look(self, split: str, labels: Classes, purpose: str) -> None:
-        """Record that a split was opened, before it is read, and its labels."""
+    def look(
+        self, split: str, labels: Classes, purpose: str, segments: Mapping[str, NDArray[np.bool_]] | None = None
+    ) -> None:
+        """Record that a split was opened, before it is read, and its labels. segments: {name: mask (rows,)}."""
         with self._transaction():
             row = (split, len(labels), purpose, time.time())
             self._db.execute("INSERT INTO looks (split, rows, purpose, at) VALUES (?, ?, ?, ?)", row)
             self._db.execute("INSERT OR IGNORE INTO labels VALUES (?, ?)", (split, _packed(labels)))
+            masks = [(split, name, _packed(mask.astype(np.uint8))) for name, mask in (segments or {}).items()]
+            self._db.executemany("INSERT OR IGNORE INTO segments VALUES (?, ?, ?)", masks)
 
     def teacher(self, fit: str, teacher_set: int, artefact: str, seconds: float, parameters: int) -> None:
         row = (fit, teacher_set, artefact, seconds, parameters)
         self._db.execute("INSERT OR IGNORE INTO teachers VALUES (?, ?, ?, ?, ?)", row)
 
-    def teacher_predicts(self, fit: str, teacher_set: int, predicted: Mapping[tuple[int, str], Classes]) -> None:
-        """Append what one teacher set predicts, {(member, split): (rows,) classes}, all of it or nothing."""
+    def teacher_predicts(
+        self,
+        fit: str,
+        teacher_set: int,
+        predicted: Mapping[tuple[int, str], Predictions],
+        facts: Mapping[int, Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Append what one teacher set predicts, {(member, split): (rows,)}, all of it or nothing.
+
+        facts: what else is known of each member, such as its name and its speed.
+        """
         rows = [(fit, teacher_set, member, split, _packed(c)) for (member, split), c in predicted.items()]
         with self._transaction():
             self._db.executemany("INSERT OR IGNORE INTO teacher_predictions VALUES (?, ?, ?, ?, ?)", rows)
+            known = [(fit, teacher_set, member, json.dumps(dict(about))) for member, about in (facts or {}).items()]
+            self._db.executemany("INSERT OR IGNORE INTO teacher_facts VALUES (?, ?, ?, ?)", known)
 
     def note(self, note: str) -> None:
         """Keep one sentence that everybody who reads the result must know, such as what could not be downloaded."""
@@ -272,8 +295,8 @@ class Ledger:
             for row, purpose, arm, g, fit, replicate, trial, config, epochs, seconds, metrics in rows
         ]
 
-    def predictions(self, runs: Sequence[RunRecord], split: str) -> Classes:
-        """(runs, rows) predicted classes."""
+    def predictions(self, runs: Sequence[RunRecord], split: str) -> Predictions:
+        """(runs, rows) predicted classes, or logits of class 1."""
         return np.stack([self._blob("predictions WHERE run = ? AND split = ?", (r.row, split)) for r in runs])
 
     def labels(self, split: str) -> Classes | None:
@@ -293,10 +316,20 @@ class Ledger:
             dict(zip(("fit", "teacher_set", "artefact", "seconds", "parameters"), row, strict=True)) for row in rows
         ]
 
-    def teacher_predictions(self, fit: str, split: str) -> dict[tuple[int, int], Classes]:
-        """{(teacher set, member): (rows,) predicted classes}; member ENSEMBLE is the whole."""
+    def teacher_predictions(self, fit: str, split: str) -> dict[tuple[int, int], Predictions]:
+        """{(teacher set, member): (rows,) predictions}; member ENSEMBLE is the whole."""
         sql = "SELECT teacher_set, member, classes FROM teacher_predictions WHERE fit = ? AND split = ? ORDER BY 1, 2"
         return {(k, m): _unpacked(blob) for k, m, blob in self._db.execute(sql, (fit, split))}
+
+    def teacher_facts(self, fit: str) -> dict[tuple[int, int], dict[str, Any]]:
+        """{(teacher set, member): facts}; member ENSEMBLE is the whole."""
+        sql = "SELECT teacher_set, member, facts FROM teacher_facts WHERE fit = ? ORDER BY 1, 2"
+        return {(k, m): json.loads(facts) for k, m, facts in self._db.execute(sql, (fit,))}
+
+    def segments(self, split: str) -> dict[str, NDArray[np.bool_]]:
+        """{name: mask (rows,)}: parts of a split's rows by which results are broken down."""
+        rows = self._db.execute("SELECT name, mask FROM segments WHERE split = ? ORDER BY rowid", (split,))
+        return {name: _unpacked(mask).astype(bool) for name, mask in rows}
 
     def audits(self) -> list[dict[str, Any]]:
         names = ("trial", "epoch", "term", "weight", "norm", "share", "cosine")
@@ -309,7 +342,7 @@ class Ledger:
     def phases(self) -> list[tuple[str, str, float]]:
         return [(p, e, at) for p, e, at in self._db.execute("SELECT phase, event, at FROM clock ORDER BY rowid")]
 
-    def _blob(self, where: str, key: Sequence[Any]) -> Classes:
+    def _blob(self, where: str, key: Sequence[Any]) -> Predictions:
         row = self._db.execute(f"SELECT classes FROM {where}", key).fetchone()
         if row is None:
             raise KeyError(f"no {where} for {key}")
@@ -326,20 +359,21 @@ class Ledger:
         self._db.execute("COMMIT")
 
 
-WIDE = b"H"  # before a blob of 16-bit classes; zlib's own streams never begin with it
+WIDE, REAL = b"H", b"F"  # before a blob of 16-bit classes, of float32; zlib's own streams never begin with these
 
 
-def _packed(classes: Classes) -> bytes:
-    """Compressed 8-bit classes, or 16-bit ones where a class is above 255."""
-    if len(classes) and classes.max() > 255:
-        return WIDE + zlib.compress(np.ascontiguousarray(classes, dtype="<u2").tobytes(), 1)
-    return zlib.compress(np.ascontiguousarray(classes, dtype=np.uint8).tobytes(), 1)
+def _packed(values: Predictions) -> bytes:
+    """Compressed float32, 8-bit classes, or 16-bit ones where a class is above 255."""
+    if values.dtype.kind == "f":
+        return REAL + zlib.compress(np.ascontiguousarray(values, dtype="<f4").tobytes(), 1)
+    if len(values) and values.max() > 255:
+        return WIDE + zlib.compress(np.ascontiguousarray(values, dtype="<u2").tobytes(), 1)
+    return zlib.compress(np.ascontiguousarray(values, dtype=np.uint8).tobytes(), 1)
 
 
-def _unpacked(blob: bytes) -> Classes:
-    if blob[:1] == WIDE:
-        return np.frombuffer(zlib.decompress(blob[1:]), dtype="<u2")
-    return np.frombuffer(zlib.decompress(blob), dtype=np.uint8)
+def _unpacked(blob: bytes) -> Predictions:
+    dtype = {WIDE: "<u2", REAL: "<f4"}.get(blob[:1])
+    return np.frombuffer(zlib.decompress(blob[1:] if dtype else blob), dtype=dtype or np.uint8)
 
 
 def _nan(value: float | None) -> float:

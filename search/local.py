@@ -7,14 +7,20 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 
 from search import families
-from search.payload import TRAIN, Payload, build_teacher, load_trainable, refuse_unusable, teacher_sets, trial_config
+from search.payload import (
+    TRAIN,
+    build_teacher,
+    load_trainable,
+    payload_of,
+    refuse_unusable,
+    teacher_sets,
+    trial_config,
+)
 from spaces import Study
 from trainables.audit import STARVED, TermAudit
-from trainables.context import TeacherOutputs
 from trainables.datasets import Dataset, load
 from trainables.streams import SEARCH
 
@@ -29,7 +35,8 @@ def audit_study(study: Study, say: Callable[[str], None]) -> list[dict[str, Any]
     dataset = load(asdict(study.data))
     say("teacher: from the cache or trained now")
     teacher = build_teacher(study, 0, dataset, TRAIN, 0)
-    payload = _payload(study, dataset, families.label(study, teacher, dataset.train, dataset.classes))
+    outputs = families.of(study).label(study, teacher, dataset.train, dataset, dataset.validation)
+    payload = payload_of(study, 0, dataset, TRAIN, [outputs])
     rows = []
     for name, arm in study.arms.items():
         say(f"audit: {name}")
@@ -45,11 +52,13 @@ def audit_study(study: Study, say: Callable[[str], None]) -> list[dict[str, Any]
 
 
 def _status(audited: TermAudit, declared: bool) -> str:
-    """alive | starved | no weight | dead | dead, declared: an undeclared dead term has stopped the audit before."""
+    """alive | starved | trains the gate | no weight | dead | dead, declared: an undeclared one stops the audit."""
     if audited.weight == 0:
         return "no weight"
     if audited.norm == 0:
         return "dead, declared" if declared else "dead"
+    if math.isnan(audited.share):
+        return "trains the gate"
     return "starved" if audited.share < STARVED else "alive"
 
 
@@ -68,11 +77,9 @@ def estimate(study: Study, concurrent: int | None) -> dict[str, Any]:
     confirmed = sum(
         budget.confirm_seeds * runs * budget.max_epochs * per_epoch[n] for n, runs in _confirmed(study).items()
     )
-    missing = [(f, k) for f, k in teacher_sets(study) if not families.is_built(study, 0, dataset.fit_rows(f), k)]
-    teachers = 0.0
-    if missing:
-        passes = study.teacher.epochs + (study.views.count if study.family == "vision" else 0)
-        teachers = len(missing) * passes * families.seconds_per_teacher_epoch(study, dataset)
+    family = families.of(study)
+    missing = [(f, k) for f, k in teacher_sets(study) if not family.is_built(study, 0, dataset.fit_rows(f), dataset, k)]
+    teachers = len(missing) * family.teacher_seconds(study, dataset) if missing else 0.0
     seconds = START_SECONDS + (searched + confirmed + teachers) / workers / BUSY
     return {
         "seconds": seconds,
@@ -88,21 +95,19 @@ def _confirmed(study: Study) -> dict[str, int]:
     return {n: refits + (a.published is not None) if a.kind == "searched" else 1 for n, a in study.arms.items()}
 
 
-def _payload(study: Study, dataset: Dataset, teacher: Any) -> Payload:
-    shown = dataset.without_test()
-    return Payload(study, 0, shown.train, shown.validation, shown.classes, (teacher,))
-
-
 def _seconds_per_seed_epoch(study: Study, dataset: Dataset) -> dict[str, float]:
     """By arm; measured once for each kind of student, in a table study for each arm."""
-    sample, share = families.sample(study, dataset)
-    zeros = TeacherOutputs(np.zeros((len(sample.train), dataset.classes), np.float32), np.zeros(0, dtype=np.int64))
-    context = _payload(study, sample, zeros).context()
+    family = families.of(study)
+    sample, share = family.sample(study, dataset)
+    context = payload_of(study, 0, sample, TRAIN, [family.silent(study, sample)]).context()
     seconds: dict[str, float] = {}
     measured: dict[str, float] = {}
     for name, arm in study.arms.items():
-        seeds = range(SEARCH, SEARCH + (study.budget.seeds_per_trial if study.family in families.PACKABLE else 1))
-        config = families.without_teacher(study, trial_config(study, name, arm.default, seeds, epochs=MEASURED_EPOCHS))
+        if arm.role == "reference":
+            seconds[name] = 0.0
+            continue
+        seeds = range(SEARCH, SEARCH + (study.budget.seeds_per_trial if family.PACKS else 1))
+        config = family.without_teacher(study, trial_config(study, name, arm.default, seeds, epochs=MEASURED_EPOCHS))
         key = repr(config)
         if key not in measured:
             began, count = time.perf_counter(), 0

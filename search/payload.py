@@ -2,8 +2,8 @@
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from search import families
@@ -26,6 +26,7 @@ class Payload:
     validation: Rows | None
     classes: int
     teachers: tuple[Any, ...]
+    encoder: Mapping[str, Any] = field(default_factory=dict)
 
     def context(self, resume_epoch: int = 0, resume: Mapping[str, Any] | None = None) -> Context:
         return Context(
@@ -36,16 +37,28 @@ class Payload:
             streams=Streams(self.study.name, self.seed),
             views=asdict(self.study.views),
             compute=asdict(self.study.compute),
+            encoder=self.encoder,
             device=device(),
             resume_epoch=resume_epoch,
             resume=resume or {},
         )
 
 
+def payload_of(study: Study, seed: int, dataset: Dataset, fit: str, teachers: Sequence[Any]) -> Payload:
+    """What to train on; without validation rows where they are trained on."""
+    shown = dataset.without_test()
+    rows, validation, encoder = families.of(study).inputs(shown, shown.fit_rows(fit), teachers)
+    kept = validation if fit == TRAIN else None
+    return Payload(study, seed, rows, kept, shown.classes, tuple(teachers), encoder)
+
+
 def trial_config(
     study: Study, name: str, hp: Mapping[str, Any], replicates: Any, epochs: int | None = None
 ) -> TrialConfig:
-    """What to tell the trainable of the arm `name`. epochs: how far to train, if not to the end."""
+    """What to tell the trainable of the arm `name`. epochs: how far to train, if not to the end.
+
+    Seeds stop early only where how far to train is not given: an epoch that was chosen is trained to.
+    """
     arm: Arm = study.arms[name]
     return TrialConfig(
         variant=arm.variant,
@@ -54,7 +67,8 @@ def trial_config(
         epochs=study.budget.max_epochs if epochs is None else epochs,
         student=study.student_of(name),
         horizon=study.budget.max_epochs,
-        teacher_rows=arm.teacher_rows,
+        teacher_rows=study.teacher_rows_of(name),
+        patience=study.budget.patience if epochs is None else None,
         audit_at=study.budget.rungs,
         dead_terms=arm.dead_terms,
     )
@@ -62,7 +76,7 @@ def trial_config(
 
 def load_trainable(study: Study) -> Trainable:
     """The family's trainable, or the user's: `path/to/file.py:function`, loaded by path."""
-    source, _, name = (study.trainable or families.TRAINABLES[study.family]).rpartition(":")
+    source, _, name = (study.trainable or families.of(study).TRAINABLE).rpartition(":")
     if not study.trainable:
         module = importlib.import_module(source)
     else:
@@ -90,14 +104,14 @@ def refuse_unusable(study: Study, say: Callable[[str], None]) -> None:
     from trainables.teachers.cached import CacheTooLarge
 
     try:
-        families.refuse_unusable(study, say)
+        families.of(study).refuse_unusable(study, say)
     except (BadData, UnusableLayer, CacheTooLarge) as error:
         raise BadInput(str(error)) from None
 
 
 def build_teacher(study: Study, seed: int, dataset: Dataset, fit: str, teacher_set: int) -> Any:
     """One teacher set on the rows `fit`, from the cache or trained now. Raises Leak if it saw rows it may not."""
-    teacher = families.build_teacher(study, seed, dataset.fit_rows(fit), dataset.classes, teacher_set, device())
+    teacher = families.of(study).build_teacher(study, seed, dataset.fit_rows(fit), dataset, teacher_set, device())
     if fit == TRAIN:
         refuse_overlap("the teacher", teacher.fitted_on, "validation", dataset.validation)
     if dataset.test is not None:

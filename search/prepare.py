@@ -8,9 +8,8 @@ from typing import Any
 
 import ray
 
-from search.families import label, teacher_notes
-from search.ledger import Classes
-from search.payload import TRAIN, Payload, build_teacher, load_trainable, trial_config
+from search import families
+from search.payload import TRAIN, Payload, build_teacher, load_trainable, payload_of, trial_config
 from spaces import Study
 from trainables.datasets import Dataset, Rows, load
 from trainables.streams import SEARCH
@@ -45,18 +44,16 @@ def load_dataset(study: Study) -> Dataset:
 def label_rows(study: Study, seed: int, dataset: Dataset, fit: str, teacher_set: int) -> tuple[Any, TeacherBuilt]:
     """Teacher set number `teacher_set` on the rows `fit`, from the cache or trained now; refused if it saw others."""
     teacher = build_teacher(study, seed, dataset, fit, teacher_set)
-    outputs = label(study, teacher, dataset.fit_rows(fit), dataset.classes)
-    artefact = teacher.artefact
-    seconds, notes = artefact.about["seconds"], teacher_notes(study, teacher, outputs)
+    family, artefact = families.of(study), teacher.artefact
+    validation = dataset.validation if fit == TRAIN else None
+    outputs = family.label(study, teacher, dataset.fit_rows(fit), dataset, validation)
+    seconds, notes = artefact.about["seconds"], (*dataset.notes, *family.notes(study, teacher, outputs))
     return outputs, TeacherBuilt(fit, teacher_set, artefact.key, seconds, teacher.parameters, notes)
 
 
 @ray.remote
 def make_payload(study: Study, seed: int, dataset: Dataset, fit: str, *teachers: Any) -> Payload:
-    """What to train on; without validation rows where they are trained on."""
-    shown = dataset.without_test()
-    validation = shown.validation if fit == TRAIN else None
-    return Payload(study, seed, shown.fit_rows(fit), validation, shown.classes, teachers)
+    return payload_of(study, seed, dataset, fit, teachers)
 
 
 @ray.remote
@@ -67,27 +64,24 @@ def audit_first_step(payload: Payload) -> None:
         next(iter(load_trainable(payload.study)(config, payload.context())), None)
 
 
+@ray.remote(num_returns=2)
+def open_test(study: Study, seed: int, dataset: Dataset, fit: str) -> tuple[dict[str, Rows], dict[str, Any]]:
+    """The rows to judge on by split, as students read them, and of each its true classes and segments."""
+    rows = families.of(study).judged(study, seed, dataset, fit)
+    return rows, {split: (r.y, dict(r.segments)) for split, r in rows.items()}
+
+
 @ray.remote
 def judge_teacher(
     study: Study, seed: int, dataset: Dataset, fit: str, teacher_set: int
-) -> dict[tuple[int, str], Classes]:
-    """Predicted classes on the test rows, by (member, split); member -1 is the ensemble. Confirmation only."""
+) -> tuple[dict[tuple[int, str], Any], dict[int, dict[str, Any]]]:
+    """What a teacher set predicts of the test rows by (member, split), -1 the whole, and facts of each member."""
     teacher = build_teacher(study, seed, dataset, fit, teacher_set)
-    predicted = {}
-    for split, rows in judged_rows(dataset).items():
-        members = teacher.member_logits(rows.x)
-        predicted[-1, split] = members.mean(dim=0).argmax(dim=-1).numpy()
-        if split == "test" and len(members) > 1:
-            predicted |= {(m, split): logits.argmax(dim=-1).numpy() for m, logits in enumerate(members)}
-    return predicted
-
-
-@ray.remote
-def judged_labels(dataset: Dataset) -> dict[str, Classes]:
-    """True classes of the splits that the confirmation reads."""
-    return {split: rows.y for split, rows in judged_rows(dataset).items()}
-
-
-def judged_rows(dataset: Dataset) -> dict[str, Rows]:
-    assert dataset.test is not None
-    return {"test": dataset.test} | ({"population": dataset.population} if dataset.population else {})
+    splits = {"test": dataset.test} | ({"population": dataset.population} if dataset.population else {})
+    predicted: dict[tuple[int, str], Any] = {}
+    facts: dict[int, dict[str, Any]] = {}
+    for split, rows in splits.items():
+        found, about = families.of(study).judge_teacher(study, teacher, rows, split)
+        predicted |= {(member, split): p for member, p in found.items()}
+        facts |= about
+    return predicted, facts

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from search.state import SearchState
+    from search.state import SearchState, Standing
 
 LINE_EVERY_S = 10.0
 
@@ -89,16 +89,14 @@ class Progress:
         for arm, s in state.standing.items():
             running = sum(live.record.arm == arm for live in state.live.values())
             spent = f"{s.spent} of {state.budget.search_seed_epochs}"
-            table.add_row(
-                arm, str(s.asked), str(running), spent, _best(s.best_score, s.best_se), str(s.best_rung or "-")
-            )
+            table.add_row(arm, str(s.asked), str(running), spent, _best(s, state.study.metric), str(s.best_rung or "-"))
         return table
 
     def _line(self, state: "SearchState", now: float) -> str:
         rate, left = self._rate(state, now)
         arms = ", ".join(
             f"{arm} {s.asked} trials {100 * s.spent // state.budget.search_seed_epochs} % "
-            f"best {_best(s.best_score, s.best_se)}"
+            f"best {_best(s, state.study.metric)}"
             for arm, s in state.standing.items()
         )
         return f"search: {arms}; {rate:.0f} seed-epochs/s, about {_clock(left)} left"
@@ -108,10 +106,12 @@ def _spent(state: "SearchState") -> int:
     return sum(s.spent for s in state.standing.values())
 
 
-def _best(score: float, se: float) -> str:
+def _best(standing: "Standing", metric: str) -> str:
+    score, se = standing.best_score, standing.best_se
     if not math.isfinite(score):
         return "-"
-    return f"{100 * score:.2f}" + (f" ± {100 * se:.2f}" if math.isfinite(se) else "")
+    scale, digits = (1, 4) if metric == "auc" else (100, 2)
+    return f"{scale * score:.{digits}f}" + (f" ± {scale * se:.{digits}f}" if math.isfinite(se) else "")
 
 
 def _clock(seconds: float) -> str:

@@ -75,7 +75,7 @@ def as_row(result: EpochResult, metric: str, seeds: int, seconds: float) -> dict
         )
     return {
         "epoch": result.epoch,
-        "seeds": seeds,
+        "seeds": seeds if result.trained is None else result.trained,
         "seconds": seconds,
         "score": statistics.fmean(score) if score else None,
         "se": statistics.stdev(score) / math.sqrt(len(score)) if len(score) > 1 else None,

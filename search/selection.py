@@ -6,6 +6,7 @@ them are re-evaluated under fresh seeds, and where that has happened the fresh s
 """
 
 import math
+import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,10 @@ NEVER_WINS = ("diverged", "crashed")
 
 @dataclass(frozen=True)
 class Candidate:
-    """A trial at the rung that decides. score, se: seed mean of the validation metric and its standard error."""
+    """A trial at the rung that decides. score, se: seed mean of the validation metric and its standard error.
+
+    best_epoch: where the seed-mean curve of a trial that stops early was best, once it has come to the end; else None.
+    """
 
     trial: str
     arm: str
@@ -30,15 +34,20 @@ class Candidate:
     score: float
     se: float
     nll: float
+    best_epoch: int | None = None
 
 
 @dataclass(frozen=True)
 class Winner:
-    """A sub-search's choice. search_score: what the search measured; fresh_score: under fresh seeds, or None."""
+    """A sub-search's choice. search_score: what the search measured; fresh_score: under fresh seeds, or None.
+
+    epochs: how far to train it, where that is not to the end: the best epoch under the fresh seeds, or of the search.
+    """
 
     candidate: Candidate
     fresh_score: float | None
     fresh_nll: float | None
+    epochs: int | None = None
 
     @property
     def value(self) -> float:
@@ -89,7 +98,10 @@ def candidates(
         lost = row.trial in ends and ends[row.trial].how in NEVER_WINS
         if row.epoch in study.budget.rungs and not lost and math.isfinite(row.score):
             at_rung[trial.arm, trial.subsearch][row.epoch].append(
-                Candidate(trial.trial, trial.arm, trial.subsearch, trial.config, row.epoch, row.score, row.se, row.nll)
+                Candidate(
+                    *(trial.trial, trial.arm, trial.subsearch, trial.config, row.epoch, row.score, row.se, row.nll),
+                    best_epoch=_best_epoch(row.metrics) if row.epoch == study.budget.max_epochs else None,
+                )
             )
     ranked = {}
     for key, rungs in at_rung.items():
@@ -113,7 +125,7 @@ def winners(
     for key, choices in ranked.items():
         again = [_refreshed(c, fresh[c.trial], metric) for c in choices if _all_measured(fresh[c.trial], metric)]
         left = [c for c in choices if not fresh[c.trial]] or list(choices)
-        pool = again or [Winner(c, None, None) for c in left]
+        pool = again or [Winner(c, None, None, c.best_epoch) for c in left]
         best = max(pool, key=lambda w: w.value)
         margin = (
             best.candidate.se
@@ -146,7 +158,13 @@ def _all_measured(runs: Sequence[RunRecord], metric: str) -> bool:
 
 def _refreshed(candidate: Candidate, runs: Sequence[RunRecord], metric: str) -> Winner:
     score = sum(r.metrics[metric] for r in runs) / len(runs)
-    return Winner(candidate, score, sum(r.metrics["val_nll"] for r in runs) / len(runs))
+    nll = sum(r.metrics["val_nll"] for r in runs) / len(runs)
+    epochs = [r.metrics["best_epoch"] for r in runs if "best_epoch" in r.metrics]
+    return Winner(candidate, score, nll, round(statistics.median(epochs)) if epochs else None)
+
+
+def _best_epoch(metrics: Mapping[str, Any]) -> int | None:
+    return int(metrics["best_epoch"][0]) if "best_epoch" in metrics else None
 
 
 def _standard_error(values: Sequence[float]) -> float:

@@ -5,11 +5,11 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import nn
 
+from search import families
 from search.confirm import pack_name
 from search.ledger import Ledger
 from search.selection import deployed, select
 from spaces import BadInput, load_study, nearest
-from trainables import mlp, vision
 
 
 def load_student(run: Path, arm: str) -> nn.Module:
@@ -32,7 +32,6 @@ def load_student(run: Path, arm: str) -> nn.Module:
         path = run / "models" / f"{pack_name(median, first)}.safetensors"
         if path.is_file():
             state, place = load_file(path), median.replicate - first
-            if study.family == "vision":
-                return vision.Student(state, place, study.student_of(arm))
-            return mlp.Student(state, place)
+            student: nn.Module = families.of(study).student(study, arm, state, place)
+            return student
     raise BadInput(f"the weights of {arm} are not in {run / 'models'}")

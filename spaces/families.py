@@ -14,7 +14,7 @@ from spaces.space import STRICT
 
 Positive = pydantic.PositiveInt
 Share = Annotated[float, Field(gt=0, lt=1)]
-Family = Literal["mlp", "vision"]
+Family = Literal["mlp", "vision", "tabular"]
 Variant = Literal[
     "hard_labels",
     "label_smoothing",
@@ -28,12 +28,23 @@ Variant = Literal[
     "released_at",
     "released_fa_at",
     "half_ce",
+    "kd_uniform",
+    "attention_student",
+    "attention_blend",
+    "uniform_blend",
+    "global_gate_blend",
+    "as_printed",
+    "one_teacher",
+    "uniform_mix",
+    "logistic_stack",
 ]
+Role = Literal["student", "needs_teachers", "reference"]
 
 # The ordinary hyperparameters of a family, which every arm must give, and those that a variant adds.
 ORDINARY: dict[str, tuple[str, ...]] = {
     "mlp": ("learning_rate", "weight_decay", "batch_size"),
     "vision": ("learning_rate", "weight_decay", "batch_size", "schedule"),
+    "tabular": ("learning_rate", "weight_decay", "batch_size", "dropout", "hidden"),
 }
 _WEIGHTED_KD = ("temperature", "ce_weight", "kd_weight")
 _MASK = ("layers", "mask", "mask_percentile", "mask_edge")
@@ -50,8 +61,35 @@ OF_VARIANT: dict[str, tuple[str, ...]] = {
     "released_at": ("layers",),
     "released_fa_at": ("layers",),
     "half_ce": (),
+    "kd_uniform": ("temperature", "kl_weight"),
+    "attention_student": ("temperature", "kl_weight", "entropy_weight"),
+    "attention_blend": ("temperature", "kl_weight", "entropy_weight", "blend_weight"),
+    "uniform_blend": ("temperature", "kl_weight", "blend_weight"),
+    "global_gate_blend": ("temperature", "kl_weight", "entropy_weight", "blend_weight"),
+    "as_printed": ("temperature", "kl_weight", "blend_weight"),
+    "one_teacher": ("teacher",),
+    "uniform_mix": (),
+    "logistic_stack": (),
 }
-NEEDS_TEACHER = tuple(v for v in OF_VARIANT if "kd" in v or v.startswith("released"))
+REFERENCES = ("one_teacher", "uniform_mix", "logistic_stack")  # no student is trained, so the ordinary ones are absent
+# Variants whose prediction needs the teachers, too: what they gain is not a student's alone (METHOD, "Tables").
+BLENDS = ("attention_blend", "uniform_blend", "global_gate_blend", "as_printed")
+# Variants that weigh one teacher against another, and with one teacher say nothing.
+WEIGHS_TEACHERS = (
+    *("attention_student", "attention_blend", "global_gate_blend", "as_printed"),
+    *("uniform_mix", "logistic_stack"),
+)
+WITHOUT_TEACHER = ("hard_labels", "label_smoothing", "half_ce")
+NEEDS_TEACHER = tuple(v for v in OF_VARIANT if v not in WITHOUT_TEACHER)
+ANYWHERE = ("hard_labels", "label_smoothing")
+OF_FAMILY: dict[str, tuple[str, ...]] = {
+    "mlp": (*ANYWHERE, "half_ce", "kd", "weighted_kd"),
+    "vision": (
+        *(*ANYWHERE, "half_ce", "kd", "weighted_kd", "kd_fa", "kd_at", "kd_fa_at"),
+        *("released_kd", "released_fa", "released_at", "released_fa_at"),
+    ),
+    "tabular": (*ANYWHERE, "kd_uniform", "attention_student", *BLENDS, *REFERENCES),
+}
 # What a hyperparameter may be at all, whatever the space says: (lowest, highest, whole number).
 LIMITS: dict[str, tuple[float, float, bool]] = {
     "learning_rate": (1e-8, 10.0, False),
@@ -64,18 +102,27 @@ LIMITS: dict[str, tuple[float, float, bool]] = {
     "fa_weight": (0.0, 1e6, False),
     "at_weight": (0.0, 1e6, False),
     "mask_percentile": (0.0, 99.0, False),
+    "kl_weight": (0.0, 1e6, False),
+    "entropy_weight": (0.0, 1e6, False),
+    "blend_weight": (0.0, 1.0, False),
+    "dropout": (0.0, 0.95, False),
 }
-LEAST_BATCH = {"mlp": 1, "vision": 2}  # a batch norm cannot train on one image
+LEAST_BATCH = {"mlp": 1, "vision": 2, "tabular": 1}  # a batch norm cannot train on one image
+FULL_BATCH = "full"  # all rows in one step, of a table
 # `kd` weighs cross-entropy by what its own weight leaves of 1.
 LIMITS_OF_VARIANT: dict[tuple[str, str], tuple[float, float, bool]] = {("kd", "kd_weight"): (0.0, 1.0, False)}
-# Hyperparameters that are names. `layers` is checked against the networks before anything runs.
+# Hyperparameters that are names. `layers` is checked against the networks before anything runs, `teacher` against the
+# study's; `hidden` is a list of widths, such as 64-32.
 NAMES: dict[str, tuple[str, ...]] = {
     "schedule": ("constant", "cosine"),
     "at_form": ("code", "sum", "paper"),
     "mask": ("none", "grad_cam", "layer_cam", "random_mask"),
     "mask_edge": ("soft", "hard"),
     "layers": (),
+    "hidden": (),
+    "teacher": (),
 }
+EXAMPLES = {"layers": "layer3 or layer2+layer3", "hidden": "64-32", "teacher": "xgboost"}
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -139,6 +186,86 @@ class ImageFolder:
     train_limit: Positive | None = None
     test_limit: Positive | None = None
     split_seed: int = Field(default=0, ge=0, lt=2**32)
+
+
+@dataclass(frozen=True, config=STRICT)
+class Promotions:
+    """A generated table of promotional campaigns: `rows` without promotion to train on, `test_rows` with one to test.
+
+    specialisation: 0 where no teacher is better on some rows than on others, 1 where each is on its own.
+    """
+
+    kind: Literal["promotions"] = "promotions"
+    rows: int = Field(default=4000, ge=200)
+    test_rows: int = Field(default=40_000, ge=200)
+    specialisation: float = Field(default=1.0, ge=0, le=1)
+    random_state: int = Field(default=0, ge=0, lt=2**32)
+    validation_fraction: Share = 0.2
+    split_seed: int = Field(default=0, ge=0, lt=2**32)
+
+
+@dataclass(frozen=True, config=STRICT)
+class CsvTable:
+    """A table of your own, `.csv` or `.parquet`, with a target of two classes.
+
+    positive: the target's value that is class 1. features: the columns to learn from, all without it; drop: those not
+    to, such as ids. categorical: columns of numbers that are names. shift: a condition such as "SpecialDay > 0" or
+    "Month == Nov"; rows where it holds are tested on and never trained on, without it `test_fraction` is drawn.
+    duplicates: rows that are equal in every cell. segments: columns by whose values results are broken down.
+    least_test_positives: a shift that leaves fewer of either class to test on is refused.
+    """
+
+    path: str
+    target: str
+    positive: str | bool | int | float | None = None
+    kind: Literal["csv"] = "csv"
+    features: tuple[str, ...] | None = None
+    drop: tuple[str, ...] = ()
+    categorical: tuple[str, ...] = ()
+    delimiter: str = ","
+    encoding: str = "utf-8"
+    shift: str | None = None
+    duplicates: Literal["drop", "keep"] = "drop"
+    test_fraction: Share = 0.2
+    validation_fraction: Share = 0.2
+    train_limit: Positive | None = None
+    split_seed: int = Field(default=0, ge=0, lt=2**32)
+    segments: tuple[str, ...] = ()
+    least_test_positives: Positive = 200
+
+
+@dataclass(frozen=True, config=STRICT)
+class TableMlp:
+    """A multilayer perceptron on a table's columns; its widths are the hyperparameter `hidden`.
+
+    gate_hidden: width of the hidden layer of a gate that has a network of its own.
+    """
+
+    gate_hidden: Positive = 32
+    kind: Literal["table_mlp"] = "table_mlp"
+
+
+TableModel = Literal["xgboost", "random_forest", "lightgbm", "logistic_regression"]
+
+
+@dataclass(frozen=True, config=STRICT)
+class TableModels:
+    """Classical models of a table as teachers, each calibrated.
+
+    predictions: what students learn from: of each row what models say that were fitted without it (`out_of_fold`), or
+    what a model says of rows that it was fitted on, as study 2's article does. folds: 5, or 10 under 2,000 rows.
+    tuned: search each model's own hyperparameters, inside every fold; else the libraries' defaults.
+    """
+
+    models: tuple[TableModel, ...] = ("xgboost", "random_forest")
+    tuned: bool = False
+    predictions: Literal["out_of_fold", "in_sample"] = "out_of_fold"
+    folds: Annotated[int, Field(ge=2, le=50)] | None = None
+    kind: Literal["table_models"] = "table_models"
+
+    def __post_init__(self) -> None:
+        if not self.models or len(set(self.models)) < len(self.models):
+            raise ValueError(f"models must be one or more different ones, got {list(self.models)}")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -259,15 +386,21 @@ Data = Annotated[
     Annotated[MakeClassification, pydantic.Tag("make_classification")]
     | Annotated[Digits, pydantic.Tag("digits")]
     | Annotated[Cifar10, pydantic.Tag("cifar10")]
-    | Annotated[ImageFolder, pydantic.Tag("image_folder")],
+    | Annotated[ImageFolder, pydantic.Tag("image_folder")]
+    | Annotated[Promotions, pydantic.Tag("promotions")]
+    | Annotated[CsvTable, pydantic.Tag("csv")],
     pydantic.Discriminator(_kind_or("make_classification")),
 ]
 Student = Annotated[
-    Annotated[MlpStudent, pydantic.Tag("mlp")] | Annotated[ResNetStudent, pydantic.Tag("resnet")],
+    Annotated[MlpStudent, pydantic.Tag("mlp")]
+    | Annotated[ResNetStudent, pydantic.Tag("resnet")]
+    | Annotated[TableMlp, pydantic.Tag("table_mlp")],
     pydantic.Discriminator(_kind_or("mlp")),
 ]
 Teacher = Annotated[
-    Annotated[MlpEnsemble, pydantic.Tag("mlp_ensemble")] | Annotated[ResNetTeacher, pydantic.Tag("resnet")],
+    Annotated[MlpEnsemble, pydantic.Tag("mlp_ensemble")]
+    | Annotated[ResNetTeacher, pydantic.Tag("resnet")]
+    | Annotated[TableModels, pydantic.Tag("table_models")],
     pydantic.Discriminator(_kind_or("mlp_ensemble")),
 ]
 KINDS: dict[str, dict[str, dict[str, type]]] = {
@@ -280,6 +413,11 @@ KINDS: dict[str, dict[str, dict[str, type]]] = {
         "data": {"digits": Digits, "cifar10": Cifar10, "image_folder": ImageFolder},
         "student": {"resnet": ResNetStudent},
         "teacher": {"resnet": ResNetTeacher},
+    },
+    "tabular": {
+        "data": {"promotions": Promotions, "csv": CsvTable},
+        "student": {"table_mlp": TableMlp},
+        "teacher": {"table_models": TableModels},
     },
 }
 TAGS = {kind for family in KINDS.values() for kinds in family.values() for kind in kinds}

@@ -11,12 +11,13 @@ from typing import Any, cast
 import pydantic
 import yaml
 
-from spaces import attention_transfer, mlp_ensemble
-from spaces.families import KINDS, TAGS
+from spaces import attention_transfer, mlp_ensemble, promo_attention
+from spaces.families import KINDS, TAGS, WEIGHS_TEACHERS
 from spaces.study import A_A_CONTROL, BASELINE, Study
 
 BUILT_IN: dict[str, Study] = {
-    study.name: study for study in (mlp_ensemble.STUDY, attention_transfer.CIFAR10, attention_transfer.DIGITS)
+    study.name: study
+    for study in (mlp_ensemble.STUDY, promo_attention.STUDY, attention_transfer.CIFAR10, attention_transfer.DIGITS)
 }
 _STUDY = pydantic.TypeAdapter(Study)
 
@@ -50,7 +51,7 @@ def load_study(name: str | Path, overrides: Iterable[str] = ()) -> Study:
         )
     for assignment in overrides:
         raw = _merge(raw, _assignment(assignment))
-    return _validate(_with_absolute_path(raw, Path.cwd()))
+    return _validate(_with_an_arm_for_each_teacher(_with_absolute_path(raw, Path.cwd())))
 
 
 def adjust(
@@ -69,11 +70,7 @@ def adjust(
         if arm not in raw["arms"]:
             raise BadInput(f"unknown arm '{arm}'{nearest(arm, raw['arms'])}: {study.name} has {', '.join(raw['arms'])}")
     if arms:
-        kept = {BASELINE, A_A_CONTROL, *arms}
-        raw["arms"] = {name: arm for name, arm in raw["arms"].items() if name in kept}
-        raw["contrasts"] = [c for c in raw["contrasts"] if {c[0], c[1]} <= kept]
-        raw["claims"] = [c for c in raw["claims"] if {c["better"], c["worse"]} <= kept]
-        raw["effects"] = [e for e in raw["effects"] if set(e["arms"]) <= kept]
+        raw = _without_arms(raw, set(raw["arms"]) - {BASELINE, A_A_CONTROL, *arms})
     if trials is not None:
         if trials < 1:
             raise BadInput(f"the number of trials must be 1 or more, got {trials}")
@@ -117,7 +114,17 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise BadInput(
             f"{path}: extends: unknown study '{base}'{nearest(str(base), BUILT_IN)}: allowed are {', '.join(BUILT_IN)}"
         )
-    return cast(dict[str, Any], _merge(_plain(BUILT_IN[base]), raw))
+    plain = _plain(BUILT_IN[base])
+    data = raw.get("data")
+    if isinstance(data, dict) and plain["family"] == "tabular" and data.get("kind", plain["data"]["kind"]) == "csv":
+        plain = _without_published(plain)
+    return cast(dict[str, Any], _merge(plain, raw))
+
+
+def _without_published(plain: dict[str, Any]) -> dict[str, Any]:
+    """The study for a table of one's own: what a source measured elsewhere says nothing of it."""
+    arms = {name: {**arm, "published": None} for name, arm in plain["arms"].items()}
+    return {**plain, "arms": arms, "claims": [], "published_teacher": None, "notes": []}
 
 
 def _with_absolute_path(raw: dict[str, Any], where: Path) -> dict[str, Any]:
@@ -126,6 +133,39 @@ def _with_absolute_path(raw: dict[str, Any], where: Path) -> dict[str, Any]:
     if not isinstance(data, dict) or not isinstance(data.get("path"), str):
         return raw
     return {**raw, "data": {**data, "path": str(where / Path(data["path"]).expanduser())}}
+
+
+def _with_an_arm_for_each_teacher(raw: dict[str, Any]) -> dict[str, Any]:
+    """A study of tables has an arm for each of its teachers alone: added for new ones, left out for those gone.
+
+    With one teacher the arms that weigh several against each other are left out, too.
+    """
+    teacher, arms = raw.get("teacher"), raw.get("arms")
+    models = teacher.get("models") if isinstance(teacher, dict) else None
+    if raw.get("family") != "tabular" or not isinstance(models, list | tuple) or not isinstance(arms, dict):
+        return raw
+    own = {name: arm["default"]["teacher"] for name, arm in arms.items() if _is_one_teacher(arm)}
+    gone = {name for name, model in own.items() if model not in models}
+    if len(models) == 1:
+        gone |= {name for name, arm in arms.items() if isinstance(arm, dict) and arm.get("variant") in WEIGHS_TEACHERS}
+    about = {"variant": "one_teacher", "teacher_rows": "own", "about": "the teacher alone"}
+    new = {m: {**about, "default": {"teacher": m}} for m in models if m not in own.values() and m not in arms}
+    return _without_arms({**raw, "arms": {**arms, **new}}, gone)
+
+
+def _without_arms(raw: dict[str, Any], gone: set[str]) -> dict[str, Any]:
+    """The study without these arms and what it asks of them."""
+    return {
+        **raw,
+        "arms": {name: arm for name, arm in raw["arms"].items() if name not in gone},
+        "contrasts": [c for c in raw.get("contrasts", ()) if not {c[0], c[1]} & gone],
+        "claims": [c for c in raw.get("claims", ()) if not {c["better"], c["worse"]} & gone],
+        "effects": [e for e in raw.get("effects", ()) if not set(e["arms"]) & gone],
+    }
+
+
+def _is_one_teacher(arm: Any) -> bool:
+    return isinstance(arm, dict) and arm.get("variant") == "one_teacher" and "teacher" in (arm.get("default") or {})
 
 
 def _assignment(text: str) -> dict[str, Any]:
@@ -181,6 +221,10 @@ def _spaces(arms: Any) -> dict[str, dict[str, Any]]:
 
 
 def _validate(raw: Mapping[str, Any]) -> Study:
+    for part, kinds in KINDS.get(str(raw.get("family")), {}).items():
+        given = raw[part].get("kind") if isinstance(raw.get(part), dict) else None
+        if given is not None and given not in kinds:
+            raise BadInput(_unknown_kind(part, given, kinds))
     try:
         return _STUDY.validate_python(raw)
     except pydantic.ValidationError as error:
@@ -201,13 +245,15 @@ def _one_line(raw: Any, error: Any) -> str:
     if error["type"].startswith("missing"):
         return f"{where} is missing"
     if error["type"] == "union_tag_invalid":
-        allowed = list(KINDS.get(str(raw.get("family")), {}).get(path[-1], TAGS))
-        given = error["ctx"]["tag"]
-        return f"{where}.kind: got '{given}'{nearest(given, allowed)}: allowed are {', '.join(map(repr, allowed))}"
+        return _unknown_kind(where, error["ctx"]["tag"], KINDS.get(str(raw.get("family")), {}).get(path[-1], TAGS))
     reason = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return f"{where}: {reason}"
     return f"{where}: got {error['input']!r}: {reason[0].lower()}{reason[1:]}"
+
+
+def _unknown_kind(where: str, given: Any, allowed: Iterable[str]) -> str:
+    return f"{where}.kind: got '{given}'{nearest(str(given), allowed)}: allowed are {', '.join(map(repr, allowed))}"
 
 
 def _allowed_keys(raw: Any, path: list[str]) -> list[str]:

@@ -85,4 +85,4 @@ Dimension = Annotated[
 ]
 Space = dict[str, Dimension]
 Config = dict[str, Scalar]
-TeacherRows = Literal["none", "own", "shuffled_within_class"]
+TeacherRows = Literal["none", "own", "shuffled_within_class", "in_sample"]

@@ -5,6 +5,7 @@ from YAML is checked by the same rules as one that is built in.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -15,18 +16,26 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from spaces.families import (
+    BLENDS,
+    EXAMPLES,
+    FULL_BATCH,
     KINDS,
     LEAST_BATCH,
     LIMITS,
     LIMITS_OF_VARIANT,
     NAMES,
     NEEDS_TEACHER,
+    OF_FAMILY,
     OF_VARIANT,
     ORDINARY,
+    REFERENCES,
+    WEIGHS_TEACHERS,
     Compute,
     Data,
     Family,
+    Role,
     Student,
+    TableModels,
     Teacher,
     Variant,
     Views,
@@ -104,6 +113,8 @@ class Arm:
                 raise ValueError(f"space: unknown hyperparameter {name}, the arm has {', '.join(self.default)}")
             if not dimension.contains(self.default[name]):
                 raise ValueError(f"default {name}={self.default[name]} lies outside its space ({dimension})")
+            if isinstance(dimension, Range) and name in NAMES:
+                raise ValueError(f"space.{name} takes names: give them as {{choices: [{EXAMPLES.get(name, '...')}]}}")
             if isinstance(dimension, Range) and LIMITS.get(name, (0, 0, False))[2]:
                 raise ValueError(f"space.{name} takes whole numbers: give them as {{choices: [32, 64, ...]}}")
             for value in dimension.choices if isinstance(dimension, Choice) else (dimension.low, dimension.high):
@@ -113,6 +124,8 @@ class Arm:
                 "needs a teacher: own or shuffled_within_class" if self.variant in NEEDS_TEACHER else "has no teacher"
             )
             raise ValueError(f"teacher_rows={self.teacher_rows}, but {self.variant} {needs}")
+        if self.variant in REFERENCES and self.space:
+            raise ValueError(f"space: {self.variant} trains no student, so there is nothing to search")
         for config in (self.default, *([self.published.config] if self.published else [])):
             for name, value in config.items():
                 _check_limits(self.variant, name, value)
@@ -123,17 +136,32 @@ class Arm:
     def kind(self) -> Literal["searched", "fixed"]:
         return "searched" if self.space else "fixed"
 
+    @property
+    def role(self) -> Role:
+        """What it takes to run it: a student alone, one with its teachers, or the teachers alone."""
+        if self.variant in REFERENCES:
+            return "reference"
+        return "needs_teachers" if self.variant in BLENDS else "student"
+
 
 def _check_limits(variant: str, name: str, value: object) -> None:
     if name in NAMES:
         if not isinstance(value, str) or (NAMES[name] and value not in NAMES[name]):
-            allowed = f"one of {', '.join(NAMES[name])}" if NAMES[name] else "a name such as layer3 or layer2+layer3"
+            allowed = f"one of {', '.join(NAMES[name])}" if NAMES[name] else f"a name such as {EXAMPLES[name]}"
             raise ValueError(f"{name} must be {allowed}, got {value!r}")
+        if name == "hidden" and not re.fullmatch(r"[1-9]\d*(-[1-9]\d*)*", value):
+            raise ValueError(f"hidden must be the widths of the hidden layers, such as 64-32, got {value!r}")
+        return
+    if name == "batch_size" and value == FULL_BATCH:
         return
     low, high, whole = LIMITS_OF_VARIANT.get((variant, name)) or LIMITS.get(name, (-math.inf, math.inf, False))
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not low <= value <= high or (whole and value != int(value)):  # type: ignore[operator, call-overload]
         raise ValueError(f"{name} must be a {'whole ' if whole else ''}number from {low:g} to {high:g}, got {value!r}")
+
+
+def _metric_of(family: Family) -> str:
+    return "auc" if family == "tabular" else "accuracy"
 
 
 def _refuse_unknown_fields(where: str, given: Mapping[str, object], student: Student) -> None:
@@ -150,6 +178,8 @@ class Budget:
     """How much every searched arm may spend, in seed-epochs, and how its result is confirmed.
 
     subsearches: independent searches an arm is split into, because tuning is random too (METHOD, "Search").
+    patience: epochs without a better validation metric after which a seed of a table's trial stops; it is charged no
+    further epochs, and the confirmation trains to the epoch that the search found best.
     reevaluate_share: part of an arm's budget that re-evaluates the best trials on validation under fresh seeds.
     """
 
@@ -161,6 +191,7 @@ class Budget:
     reevaluate_share: float = Field(default=0.2, ge=0, le=0.5)
     reevaluate_top: Positive = 5
     reduction_factor: int = Field(default=3, ge=2)
+    patience: Positive | None = None
 
     @property
     def rungs(self) -> tuple[int, ...]:
@@ -230,7 +261,7 @@ class Study:
     budget: Budget
     quick: Budget
     trainable: str | None = None
-    metric: Literal["accuracy"] = "accuracy"
+    metric: Literal["accuracy", "auc"] = "accuracy"
     margin: float = Field(default=0.002, gt=0)
     confirm_on: Literal["train", "train+validation"] = "train"
     confirm_teachers: Positive = 1
@@ -252,25 +283,11 @@ class Study:
         for needed in (BASELINE, A_A_CONTROL):
             if needed not in self.arms or self.arms[needed].kind != "searched":
                 raise ValueError(f"every study searches the arm {needed}, and this one does not")
-        shared: dict[str, tuple[str, Dimension]] = {}
+        if (self.metric == "auc") != (self.family == "tabular"):
+            raise ValueError(f"metric of the family {self.family} must be {_metric_of(self.family)}, got {self.metric}")
+        self._check_shared_spaces()
         for name, arm in self.arms.items():
-            for hp, dimension in arm.space.items():
-                first, expected = shared.setdefault(hp, (name, dimension))
-                if dimension != expected:
-                    raise ValueError(
-                        f"arms.{name}.space.{hp} is {dimension} but {first} searches {expected}: a shared "
-                        f"hyperparameter has one range, or the comparison is not fair; set space.{hp} for all arms"
-                    )
-            wanted = {*ORDINARY[self.family], *OF_VARIANT[arm.variant]}
-            if set(arm.default) != wanted:
-                given = ", ".join(sorted(arm.default))
-                raise ValueError(f"arms.{name}.default must give {', '.join(sorted(wanted))}, no more, got {given}")
-            least = LEAST_BATCH[self.family]
-            sizes = [arm.default["batch_size"], *getattr(arm.space.get("batch_size"), "choices", ())]
-            if min(int(size) for size in sizes) < least:
-                raise ValueError(f"arms.{name}: batch_size of the family {self.family} must be {least} or more")
-            if arm.student:
-                _refuse_unknown_fields(f"arms.{name}.student", arm.student, self.student)
+            self._check_arm(name, arm)
         for claim in self.claims:
             if {claim.better, claim.worse} - set(self.arms):
                 raise ValueError(f"claim {claim.better} > {claim.worse} names an arm that the study does not have")
@@ -289,11 +306,53 @@ class Study:
                     raise ValueError(f"effect {effect.name} combines fixed arms, and {name} is none")
 
         for budget in (self.budget, self.quick):
+            if budget.patience is not None and self.family != "tabular":
+                raise ValueError(f"budget.patience={budget.patience}: only the family tabular stops early")
             if budget.confirm_seeds < self.least_confirm_seeds:
                 raise ValueError(
                     f"confirm_seeds={budget.confirm_seeds} cannot decide between {len(self.arms)} arms: the smallest "
                     f"p of an exact test is 2^(1-n), so at least {self.least_confirm_seeds} seeds are needed"
                 )
+
+    def _check_shared_spaces(self) -> None:
+        shared: dict[str, tuple[str, Dimension]] = {}
+        for name, arm in self.arms.items():
+            for hp, dimension in arm.space.items():
+                first, expected = shared.setdefault(hp, (name, dimension))
+                if dimension != expected:
+                    raise ValueError(
+                        f"arms.{name}.space.{hp} is {dimension} but {first} searches {expected}: a shared "
+                        f"hyperparameter has one range, or the comparison is not fair; set space.{hp} for all arms"
+                    )
+
+    def _check_arm(self, name: str, arm: Arm) -> None:
+        allowed = OF_FAMILY[self.family]
+        if self.trainable is None and arm.variant not in allowed:
+            raise ValueError(
+                f"arms.{name}.variant of the family {self.family} must be one of {', '.join(allowed)}, "
+                f"got {arm.variant}"
+            )
+        ordinary = () if arm.variant in REFERENCES else ORDINARY[self.family]
+        wanted = {*ordinary, *OF_VARIANT[arm.variant]}
+        if set(arm.default) != wanted:
+            given = ", ".join(sorted(arm.default))
+            raise ValueError(f"arms.{name}.default must give {', '.join(sorted(wanted))}, no more, got {given}")
+        sizes = [arm.default.get("batch_size"), *getattr(arm.space.get("batch_size"), "choices", ())]
+        if FULL_BATCH in sizes and self.family != "tabular":
+            raise ValueError(f"arms.{name}: batch_size={FULL_BATCH} is for tables, {self.family} takes whole numbers")
+        least = LEAST_BATCH[self.family]
+        if any(int(size) < least for size in sizes if size not in (None, FULL_BATCH)):
+            raise ValueError(f"arms.{name}: batch_size of the family {self.family} must be {least} or more")
+        models = self.teacher.models if isinstance(self.teacher, TableModels) else ()
+        if arm.variant in WEIGHS_TEACHERS and len(models) < 2:
+            raise ValueError(f"arms.{name}: {arm.variant} weighs several teachers, and the study has {len(models)}")
+        if "teacher" in arm.default and arm.default["teacher"] not in models:
+            raise ValueError(
+                f"arms.{name}.default.teacher must be one of the study's teachers ({', '.join(models)}), got "
+                f"{arm.default['teacher']}"
+            )
+        if arm.student:
+            _refuse_unknown_fields(f"arms.{name}.student", arm.student, self.student)
 
     @property
     def searched(self) -> list[str]:
@@ -314,6 +373,12 @@ class Study:
         """The fewest seeds with which a sign-flip test could reach 0.05 after Holm's correction."""
         largest_family = max(1, *map(len, (self.candidates, self.fixed, self.claims, self.contrasts, self.effects)))
         return math.ceil(1 + math.log2(largest_family / 0.05))
+
+    def teacher_rows_of(self, arm: str) -> TeacherRows:
+        """Which rows of the teachers the arm reads: those of the study's `predictions` where it reads its own."""
+        rows = self.arms[arm].teacher_rows
+        in_sample = isinstance(self.teacher, TableModels) and self.teacher.predictions == "in_sample"
+        return "in_sample" if rows == "own" and in_sample else rows
 
     def student_of(self, arm: str) -> dict[str, object]:
         """What the arm's student is: the study's, with what an as-released arm has different."""

@@ -88,6 +88,79 @@ def test_the_audit_leaves_no_gradient_behind_and_the_graph_usable():
     terms["ce"].value.sum().backward()
 
 
+# terms for what is learned beside the student
+
+
+def gate(seeds=2):
+    """Like `linear`, of an extra with two weights a seed."""
+    weights = torch.zeros(seeds, 2, requires_grad=True)
+
+    def towards(*gradients):
+        return (weights * torch.tensor(gradients, dtype=torch.float32)).sum(dim=1, keepdim=True).expand(-1, 2)
+
+    return [weights], towards
+
+
+def test_a_term_for_the_extras_has_its_norm_on_them_and_neither_share_nor_cosine():
+    parameters, towards = linear()
+    extras, on_extras = gate()
+    terms = {
+        "ce": Term(towards([3, 4, 0], [3, 4, 0]), 1.0),
+        "gate": Term(on_extras([3, 4], [6, 8]), 0.25, trains_extras=True),
+    }
+    audited = audit(terms, terms["ce"].value, parameters, extras)
+    assert audited["gate"].weight == 0.25
+    assert audited["gate"].norm == pytest.approx((5 + 10) / 2)
+    assert math.isnan(audited["gate"].share)
+    assert math.isnan(audited["gate"].cosine)
+
+
+def test_a_term_for_the_extras_is_no_part_of_the_others_shares():
+    parameters, towards = linear()
+    extras, on_extras = gate()
+    own = {"ce": Term(towards([3, 4, 0], [3, 4, 0]), 1.0), "kd": Term(towards([0, 0, 10], [0, 0, 10]), 0.5)}
+    beside = {"gate": Term(on_extras([3e6, 4e6], [6e6, 8e6]), 1e3, trains_extras=True)}
+    alone, together = (audit(t, own["ce"].value, parameters, extras) for t in (own, own | beside))
+    assert {name: together[name] for name in own} == alone
+    assert together.keys() == own.keys() | beside.keys()
+    assert together["ce"].share + together["kd"].share == pytest.approx(1)
+
+
+def test_what_a_term_for_the_extras_sends_the_student_does_not_count():
+    parameters, towards = linear()
+    extras, on_extras = gate()
+    both = Term(towards([30, 40, 0], [30, 40, 0]) + on_extras([3, 4], [3, 4]), 1.0, trains_extras=True)
+    student_alone = Term(towards([30, 40, 0], [30, 40, 0]), 1.0, trains_extras=True)
+    terms = {"ce": Term(towards([3, 4, 0], [3, 4, 0]), 1.0), "both": both, "student": student_alone}
+    audited = audit(terms, terms["ce"].value, parameters, extras)
+    assert audited["both"].norm == pytest.approx(5)
+    assert audited["student"].norm == 0
+    assert audited["ce"].share == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("weight", "dead"), [(1.0, ["gate"]), (0.0, [])])
+def test_a_term_that_sends_the_extras_no_gradient_is_dead_if_it_has_a_weight(weight, dead):
+    parameters, towards = linear()
+    extras, on_extras = gate()
+    terms = {
+        "ce": Term(towards([3, 4, 0], [3, 4, 0]), 1.0),
+        "gate": Term(on_extras([3, 4], [6, 8]).detach(), weight, trains_extras=True),
+        "living": Term(on_extras([3, 4], [6, 8]), weight, trains_extras=True),
+    }
+    assert dead_terms([audit(terms, terms["ce"].value, parameters, extras)]) == dead
+
+
+def test_an_extra_that_trains_does_not_hide_a_student_that_does_not():
+    parameters, towards = linear()
+    extras, on_extras = gate()
+    terms = {
+        "ce": Term(towards([3, 4, 0], [3, 4, 0]), 1.0),
+        "kd": Term(towards([3, 4, 0], [3, 4, 0]).detach(), 1.0),
+        "gate": Term(on_extras([3, 4], [6, 8]), 1.0, trains_extras=True),
+    }
+    assert dead_terms([audit(terms, terms["ce"].value, parameters, extras)]) == ["kd"]
+
+
 # which terms are dead
 
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from search import families
+from search.families import vision as family
 from search.payload import refuse_unusable as refuse_unusable_study
 from spaces import BadInput, load_study
 from trainables.layers import Pair, UnusableLayer, Use, layer_pairs, mask_source, refuse_unusable, wanted
@@ -148,14 +148,14 @@ def test_an_arm_may_use_every_layer_and_mask_of_its_space_its_default_and_its_pu
     study = load_study(
         "cifar10-attention-transfer", [f"{published}.layers=layer1:layer2", f"{published}.mask=random_mask"]
     )
-    uses = {u.arm: u for u in families.uses(study)}
+    uses = {u.arm: u for u in family.uses(study)}
     assert set(uses["kd_fa"].layers) == {"layer3", "layer2", "layer2+layer3", "layer1:layer2"}
     assert set(uses["kd_fa"].masks) == {"none", "layer_cam", "random_mask"}
     assert uses["released_kd"].layers == ("layer3",)
 
 
 def test_arms_without_layers_use_none_and_only_aligning_arms_align():
-    uses = {u.arm: u for u in families.uses(load_study(DIGITS))}
+    uses = {u.arm: u for u in family.uses(load_study(DIGITS))}
     assert set(uses) == {"kd_fa", "kd_at", "kd_fa_at", "released_kd", "released_fa", "released_at", "released_fa_at"}
     assert {name for name, u in uses.items() if not u.aligns} == {"kd_at", "released_at"}
     assert {name for name, u in uses.items() if u.dead} == {name for name in uses if name.startswith("released")}

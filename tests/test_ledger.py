@@ -93,6 +93,62 @@ def test_a_confirmed_seed_comes_back_with_its_predictions(ledger):
     assert reopened(ledger).runs("as_published") == []
 
 
+SMALL_CLASSES = np.array([0, 1, 255, 7], dtype=np.uint8)
+MANY_CLASSES = np.array([0, 256, 999, 65_535], dtype=np.int64)
+LOGITS = np.array([0.1, -3.4e38, np.finfo(np.float32).tiny, 0.0], dtype=np.float32)
+KINDS_OF_PREDICTIONS = {"small": SMALL_CLASSES, "many": MANY_CLASSES, "logits": LOGITS}
+
+
+def same(found, values):
+    """Whether these are the very predictions: classes may be kept in fewer bits, logits are kept bit by bit."""
+    if values.dtype.kind == "f":
+        return found.dtype == np.float32 and found.tobytes() == values.tobytes()
+    return found.dtype.kind == "u" and np.array_equal(found, values)
+
+
+def finish(ledger, replicate, predictions):
+    ledger.finish_run(
+        *("tuned", "kd", 0, "train", replicate),
+        trial="t",
+        config={},
+        epochs=1,
+        seconds=0.0,
+        metrics={},
+        predictions=predictions,
+    )
+
+
+def test_classes_of_8_and_16_bits_and_logits_come_back_exactly_beside_each_other(ledger):
+    finish(ledger, 0, KINDS_OF_PREDICTIONS)
+    finish(ledger, 1, {name: values[::-1] for name, values in KINDS_OF_PREDICTIONS.items()})
+    again = reopened(ledger)
+    for split, values in KINDS_OF_PREDICTIONS.items():
+        first, second = again.predictions(again.runs(), split)
+        assert same(first, values)
+        assert same(second, values[::-1])
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(st.floats(width=32), max_size=40))
+def test_logits_come_back_bit_by_bit_whatever_they_are(ledger, rows):
+    values, replicate = np.array(rows, dtype=np.float32), len(ledger.runs())
+    finish(ledger, replicate, {"test": values})
+    (found,) = ledger.predictions([r for r in ledger.runs() if r.replicate == replicate], "test")
+    assert found.tobytes() == values.tobytes()
+
+
+def test_logits_of_more_digits_are_kept_as_float32(ledger):
+    finish(ledger, 0, {"test": np.array([0.1, 1 / 3])})
+    assert ledger.predictions(ledger.runs(), "test")[0].tolist() == np.float32([0.1, 1 / 3]).tolist()
+
+
+def test_what_teachers_say_comes_back_exactly_whatever_it_is(ledger):
+    for member, values in enumerate(KINDS_OF_PREDICTIONS.values()):
+        ledger.teacher_predicts("train", 0, {(member, "test"): values})
+    found = reopened(ledger).teacher_predictions("train", "test")
+    assert all(same(found[0, member], values) for member, values in enumerate(KINDS_OF_PREDICTIONS.values()))
+
+
 def test_a_repeated_seed_changes_nothing(ledger):
     for accuracy, classes in ((0.75, [1, 0]), (0.25, [0, 0])):
         ledger.finish_run(
@@ -123,6 +179,39 @@ def test_every_look_at_a_split_is_kept_with_its_labels(ledger):
         ("test", 3, "again"),
     ]
     np.testing.assert_array_equal(reopened(ledger).labels("test"), labels)
+
+
+def test_parts_of_a_split_come_back_in_their_order_and_under_their_split(ledger):
+    masks = {"region=south": np.array([True, False, True]), "all": np.ones(3, bool), "none": np.zeros(3, bool)}
+    labels = np.array([0, 1, 1], dtype=np.uint8)
+    assert ledger.segments("test") == {}
+    ledger.look("test", labels, "confirmation", masks)
+    ledger.look("test", labels, "again", {"all": np.zeros(3, bool)})  # what was opened first stays
+    ledger.look("population", labels, "confirmation")
+    found = reopened(ledger).segments("test")
+    assert list(found) == list(masks)
+    for name, mask in masks.items():
+        assert found[name].dtype == bool
+        assert found[name].tolist() == mask.tolist()
+    assert reopened(ledger).segments("population") == {}
+
+
+def test_facts_of_teachers_come_back_by_set_and_member_and_stay_as_they_were_first_told(ledger):
+    facts = {ENSEMBLE: {"name": "plain average", "test_auc": 0.1 + 0.2}, 0: {"name": "xgboost", "bytes": 12}}
+    said = {(member, "test"): LOGITS for member in facts}
+    ledger.teacher_predicts("train", 1, said, facts)
+    ledger.teacher_predicts("train", 1, said, {0: {"name": "another"}})
+    ledger.teacher_predicts("train", 0, said)  # a teacher of which nothing else is known
+    again = reopened(ledger)
+    assert again.teacher_facts("train") == {(1, member): about for member, about in facts.items()}
+    assert again.teacher_facts("train+validation") == {}
+    assert set(again.teacher_predictions("train", "test")) == {(k, m) for k in (0, 1) for m in facts}
+
+
+def test_facts_that_cannot_be_kept_leave_no_predictions_behind(ledger):
+    with pytest.raises(TypeError):
+        ledger.teacher_predicts("train", 0, {(0, "test"): LOGITS}, {0: {"name": object()}})
+    assert ledger.teacher_predictions("train", "test") == {}
 
 
 def test_teachers_come_back_with_what_they_predicted(ledger):
@@ -207,6 +296,22 @@ def test_a_ledger_of_a_newer_format_is_refused(ledger):
         db.execute("UPDATE meta SET value = ? WHERE key = 'format'", (str(FORMAT + 1),))
     with pytest.raises(NotALedger, match=rf"newer distune \(format {FORMAT + 1}, this one reads up to {FORMAT}\)"):
         reopened(ledger)
+
+
+def test_a_ledger_of_an_earlier_version_opens_and_takes_what_is_new(ledger):
+    ledger.look("test", SMALL_CLASSES, "confirmation")
+    finish(ledger, 0, {"test": SMALL_CLASSES})
+    ledger.close()
+    with sqlite3.connect(ledger.path) as db:
+        for table in ("segments", "teacher_facts", "notes"):
+            db.execute(f"DROP TABLE {table}")
+    with reopened(ledger) as older:
+        assert (older.segments("test"), older.teacher_facts("train"), older.notes()) == ({}, {}, [])
+        assert same(older.predictions(older.runs(), "test")[0], SMALL_CLASSES)
+        older.look("test", SMALL_CLASSES, "again", {"all": np.ones(4, bool)})
+        older.teacher_predicts("train", 0, {(0, "test"): LOGITS}, {0: {"name": "xgboost"}})
+        assert list(older.segments("test")) == ["all"]
+        assert older.teacher_facts("train") == {(0, 0): {"name": "xgboost"}}
 
 
 def test_a_ledger_is_never_written_over(ledger):

@@ -14,11 +14,16 @@ from trainables.losses import (
     attention_distance,
     attention_map,
     attention_transfer,
+    bernoulli_kl,
+    binary_cross_entropy,
     cross_entropy,
     feature_alignment,
+    gated_mix,
     hinton_kd,
     is_finite,
+    one_sided_kl,
     same_size,
+    softened,
 )
 
 STUDENT = torch.tensor([[1, 2, 3], [0, 0, 0]], dtype=torch.float64)
@@ -411,3 +416,82 @@ def test_attention_in_disjoint_places_is_as_far_as_can_be():
     left, right = torch.tensor([[[5.0, 0.0]]]), torch.tensor([[[0.0, 0.1]]])
     for form, most in {"sum": 2.0, "code": 1.0, "paper": math.sqrt(2) / 2}.items():
         assert attention_distance(left, right, form).item() == pytest.approx(most)
+
+
+# tables: probabilities of class 1 (REFERENCE.md's golden values are in test_table_variants.py)
+
+shares = st.floats(0, 1)
+
+
+def probabilities(*shape, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_binary_cross_entropy_equals_pytorchs():
+    p, labels = probabilities(4, 9), classes(4, 9, below=2)
+    reference = F.binary_cross_entropy(p, labels.double(), reduction="none")
+    torch.testing.assert_close(binary_cross_entropy(p, labels), reference)
+
+
+def test_bernoulli_kl_equals_pytorchs():
+    p, q = probabilities(4, 9), probabilities(4, 9, seed=1)
+    reference = torch.distributions.kl_divergence(torch.distributions.Bernoulli(p), torch.distributions.Bernoulli(q))
+    torch.testing.assert_close(bernoulli_kl(p, q), reference)
+
+
+@given(shares, shares)
+def test_bernoulli_kl_is_never_negative_and_zero_only_where_both_agree(p, q):
+    p, q = (torch.tensor(x, dtype=torch.float64) for x in (p, q))
+    assert bernoulli_kl(p, q) >= -1e-12
+    assert bernoulli_kl(p, p) == 0
+    if (p - q).abs() > 1e-3:
+        assert bernoulli_kl(p, q) > 1e-7
+
+
+def test_the_articles_kl_is_half_of_one_and_can_be_negative():
+    p, q = torch.tensor([0.2, 0.8]), torch.tensor([0.8, 0.2])
+    assert one_sided_kl(p, q).tolist() == pytest.approx([0.2 * math.log(1 / 4), 0.8 * math.log(4)], rel=1e-5)
+    assert one_sided_kl(p, q)[0] < 0
+    assert one_sided_kl(p, p).tolist() == [0, 0]
+    p, q = (0.1 + 0.8 * probabilities(9, seed=seed) for seed in (0, 1))
+    torch.testing.assert_close(one_sided_kl(p, q) + one_sided_kl(1 - p, 1 - q), bernoulli_kl(p, q), atol=3e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_certainty_costs_a_finite_price_and_has_a_finite_gradient(dtype):
+    certain = torch.tensor([0.0, 1.0, 0.0, 1.0], dtype=dtype)
+    labels = torch.tensor([0, 1, 1, 0])
+    for loss in (binary_cross_entropy, lambda q, y: bernoulli_kl(y.to(q), q), lambda q, y: one_sided_kl(y.to(q), q)):
+        q = certain.clone().requires_grad_()
+        value = loss(q, labels)
+        value.sum().backward()
+        assert torch.isfinite(value).all()
+        assert torch.isfinite(q.grad).all()
+    assert binary_cross_entropy(certain, labels)[:2].tolist() == pytest.approx([0, 0], abs=1e-6)
+    assert binary_cross_entropy(certain, labels)[2:].tolist() == pytest.approx([-math.log(1e-7)] * 2, rel=0.02)
+
+
+@given(st.floats(0.001, 0.999), st.floats(0.25, 10))
+def test_softened_is_the_root_of_the_probability_renormalised(p, temperature):
+    a, b = p ** (1 / temperature), (1 - p) ** (1 / temperature)
+    logit = torch.logit(torch.tensor(p, dtype=torch.float64))
+    assert softened(logit, temperature).item() == pytest.approx(a / (a + b), rel=1e-9)
+
+
+def test_softened_leaves_a_half_and_a_temperature_of_1_alone():
+    logits = normal(9)
+    torch.testing.assert_close(softened(logits, 1.0), logits.sigmoid())
+    assert softened(torch.zeros(1), 7.0).item() == 0.5
+    assert ((softened(logits, 3.0) - 0.5).abs() < (logits.sigmoid() - 0.5).abs()).all()
+
+
+@given(st.lists(st.tuples(shares, st.floats(-5, 5)), min_size=1, max_size=5))
+def test_a_gated_mix_lies_between_the_teachers(said):
+    probs, gate = (torch.tensor(x, dtype=torch.float64) for x in zip(*said, strict=True))
+    mix = gated_mix(gate.softmax(dim=-1), probs)
+    assert probs.min() - 1e-12 <= mix <= probs.max() + 1e-12
+
+
+def test_a_gate_on_one_teacher_takes_that_teacher():
+    probs, whom = probabilities(3, 7, 4), classes(3, 7, below=4)
+    assert torch.equal(gated_mix(F.one_hot(whom, 4).double(), probs), probs.gather(-1, whom.unsqueeze(-1)).squeeze(-1))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from search.ledger import EpochRecord, TrialRecord
 from search.selection import Candidate, Winner, deployed, fair_limit, search_spend, select, within
-from tests.made_ledgers import add_trial, new_run, row, small_study, spend
+from tests.made_ledgers import add_trial, asked, new_run, row, small_study, spend
 
 STUDY = small_study(seed_epochs_per_arm=10_000)
 OTHERS = [arm for arm in STUDY.searched if arm != "kd"]
@@ -33,8 +33,9 @@ def chosen(ledger, key=KD):
     return select(STUDY, ledger)[key].candidate.trial
 
 
-def reevaluate(ledger, trial, accuracies, nll=0.5, subsearch=0):
+def reevaluate(ledger, trial, accuracies, nll=0.5, subsearch=0, best_epochs=()):
     for replicate, accuracy in enumerate(accuracies):
+        best = {"best_epoch": float(best_epochs[replicate])} if best_epochs else {}
         ledger.finish_run(
             "reevaluation",
             "kd",
@@ -45,7 +46,7 @@ def reevaluate(ledger, trial, accuracies, nll=0.5, subsearch=0):
             config={},
             epochs=9,
             seconds=0.1,
-            metrics={"val_accuracy": accuracy, "val_nll": nll},
+            metrics={"val_accuracy": accuracy, "val_nll": nll, **best},
             predictions={},
         )
 
@@ -275,3 +276,65 @@ def test_the_winner_with_the_best_re_evaluation_is_deployed():
 def test_a_tie_for_deployment_goes_to_the_first_sub_search():
     chosen = {("kd", 1): winner("b", 1, 0.9, 0.8), ("kd", 0): winner("a", 0, 0.7, 0.8)}
     assert deployed(chosen, "kd").candidate.trial == "a"
+
+
+# How far a winner is trained, of trials that stop early.
+
+
+def add_patient_trial(ledger, trial, last, best_epoch, score=0.8):
+    """A trial that reported up to the rung `last`, and with every epoch where its seed-mean curve was best so far."""
+    ledger.ask(asked(trial, "kd"))
+    best = {"best_epoch": [float(best_epoch)] * 2}
+    ledger.report(trial, [{**row(e, score if e in (1, 3, 9) else None), "metrics": best} for e in range(1, last + 1)])
+
+
+@pytest.mark.parametrize(("last", "epochs"), [(9, 2), (3, None), (1, None)])
+def test_only_a_trial_that_came_to_the_end_says_how_far_to_train(ledger, last, epochs):
+    """Before it, the best epoch is only the best so far."""
+    add_patient_trial(ledger, "a", last, best_epoch=min(2, last))
+    let_others_spend(ledger)
+    winner = select(STUDY, ledger)[KD]
+    assert (winner.candidate.epoch, winner.candidate.best_epoch, winner.epochs) == (last, epochs, epochs)
+
+
+def test_a_trial_that_never_stops_early_is_trained_to_the_end(ledger):
+    add_trial(ledger, "a", "kd", {9: 0.8})
+    let_others_spend(ledger)
+    assert select(STUDY, ledger)[KD].epochs is None
+
+
+@pytest.mark.parametrize(
+    ("fresh", "epochs"), [([4, 4, 4], 4), ([3, 9, 4], 4), ([3, 3, 9, 9], 6), ([1, 9], 5), ([7], 7)], ids=str
+)
+@pytest.mark.parametrize("last", [9, 3])
+def test_the_median_of_the_fresh_seeds_best_epochs_replaces_the_searchs(ledger, last, fresh, epochs):
+    add_patient_trial(ledger, "a", last, best_epoch=2)
+    let_others_spend(ledger)
+    reevaluate(ledger, "a", [0.8] * len(fresh), best_epochs=fresh)
+    winner = select(STUDY, ledger)[KD]
+    assert winner.epochs == epochs
+    assert isinstance(winner.epochs, int)
+
+
+def test_every_candidate_keeps_its_own_best_epochs(ledger):
+    for trial, best, score in (("a", 5, 0.8), ("b", 7, 0.7)):
+        add_patient_trial(ledger, trial, 9, best, score)
+    let_others_spend(ledger)
+    assert select(STUDY, ledger)[KD].epochs == 5
+    reevaluate(ledger, "a", [0.6, 0.6], best_epochs=[4, 4])
+    reevaluate(ledger, "b", [0.9, 0.9], best_epochs=[8, 8])
+    winner = select(STUDY, ledger)[KD]
+    assert (winner.candidate.trial, winner.epochs) == ("b", 8)
+
+
+def test_a_winner_is_confirmed_after_as_many_epochs_as_were_chosen(ledger):
+    """And published and fixed configurations with the patience that their source had, which `None` stands for."""
+    from search.confirm import confirmation_jobs
+
+    add_patient_trial(ledger, "a", 9, best_epoch=2)
+    add_trial(ledger, "plain", "label_smoothing", {9: 0.8})
+    let_others_spend(ledger)
+    epochs = {(job.purpose, job.arm): job.epochs for job in confirmation_jobs(STUDY, ledger)}
+    assert epochs["tuned", "kd"] == 2
+    assert epochs["tuned", "label_smoothing"] == STUDY.budget.max_epochs
+    assert epochs["as_published", "kd"] is None

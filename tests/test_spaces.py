@@ -1,6 +1,8 @@
 """Studies from names, YAML and assignments: what is refused and how, what changes, and what budgets and ranges mean."""
 
+import dataclasses
 import math
+import re
 
 import pytest
 import yaml
@@ -8,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spaces import A_A_CONTROL, BASELINE, BUILT_IN, BadInput, Budget, Choice, Range, adjust, load_study, to_yaml
+from spaces.families import WEIGHS_TEACHERS, CsvTable
 
 STUDY = load_study("mlp-ensemble")
 ACCEPTED = pytest.fail.Exception  # what `pytest.raises` raises where nothing was refused
@@ -93,7 +96,8 @@ def test_a_study_file_that_cannot_be_used_is_refused(tmp_path, text, says):
         ("budget.confirm_seeds=20.5", ["budget.confirm_seeds", "20.5", "integer"]),
         ("budget=3", ["budget", "got 3"]),
         ("arms=null", ["arms", "None"]),
-        ("data.kind=csv", ["data.kind", "'csv'", "'make_classification'"]),
+        ("data.kind=sql", ["data.kind", "'sql'", "'make_classification'"]),
+        ("data={kind: csv, path: a.csv, target: y}", ["data.kind", "'csv'", "'make_classification'"]),
         ("arms.kd.variant=kdd", ["arms.kd.variant", "'kdd'", "'hard_labels'"]),
         ("confirm_on=test", ["confirm_on", "'test'", "'train+validation'"]),
         ("contrasts=[[kd, hard_labels]]", ["contrasts.0.2 is missing"]),
@@ -175,6 +179,90 @@ def test_a_study_that_could_not_run_or_not_compare_is_refused(assignments):
     refusal("mlp-ensemble", assignments)
 
 
+TABLES = load_study("promo-attention")
+
+
+@pytest.mark.parametrize(
+    ("assignment", "says"),
+    [
+        # what only tables have
+        ("space.batch_size.choices=[64, 128, full]", ["hard_labels", "batch_size=full is for tables", "mlp"]),
+        ("arms.kd.default.batch_size=full", ["arms.kd", "full"]),
+        ("metric=auc", ["metric", "family mlp must be accuracy", "auc"]),
+        ("budget.patience=10", ["budget.patience=10", "only the family tabular stops early"]),
+        ("quick.patience=3", ["budget.patience=3", "only the family tabular"]),
+        ("arms.kd.variant=kd_uniform", ["arms.kd.variant", "family mlp", "half_ce", "got kd_uniform"]),
+        ("arms.kd.variant=one_teacher", ["arms.kd", "one_teacher"]),
+        ("teacher={kind: table_models}", ["teacher.kind", "'table_models'", "'mlp_ensemble'"]),
+    ],
+)
+def test_what_is_for_tables_is_refused_elsewhere(assignment, says):
+    line = refusal("mlp-ensemble", [assignment])
+    assert all(part in line for part in says), line
+
+
+@pytest.mark.parametrize(
+    ("assignment", "says"),
+    [
+        ("metric=accuracy", ["metric", "family tabular must be auc", "accuracy"]),
+        ("budget.patience=0", ["budget.patience", "greater than 0"]),
+        ("space.batch_size.choices=[64, 256, ful]", ["batch_size must be a whole number", "'ful'"]),
+        ("space.batch_size.choices=[256, 0.5]", ["batch_size must be a whole number", "0.5"]),
+        ("arms.as_printed.default.hidden=64,32", ["hidden must be the widths", "64-32", "'64,32'"]),
+        ("arms.as_printed.default.hidden=64-0", ["hidden must be the widths", "'64-0'"]),
+        ("arms.as_printed.default.hidden=64-", ["hidden must be the widths", "'64-'"]),
+        ("arms.as_printed.default.hidden=-64", ["hidden", "64-32", "-64"]),
+        ("space.hidden.choices=[64-32, wide]", ["hidden must be the widths", "'wide'"]),
+        ("space.dropout.high=1.0", ["dropout must be a number from 0 to 0.95", "1"]),
+        ("space.blend_weight.high=1.5", ["blend_weight must be a number from 0 to 1", "1.5"]),
+        ("arms.kd_uniform.variant=kd", ["arms.kd_uniform.variant", "family tabular", "kd_uniform", "got kd"]),
+        ("arms.kd_uniform.variant=kd_at", ["arms.kd_uniform.variant", "family tabular", "got kd_at"]),
+        ("arms.uniform_mix.space={learning_rate: {low: 0.1, high: 0.2}}", ["arms.uniform_mix", "learning_rate"]),
+        ("arms.uniform_mix.teacher_rows=none", ["uniform_mix needs a teacher"]),
+        ("arms.uniform_mix.default={learning_rate: 0.1}", ["arms.uniform_mix.default", "learning_rate"]),
+        ("teacher.models=[]", ["models must be one or more different ones"]),
+        ("teacher.models=[xgboost, xgboost]", ["models must be one or more different ones"]),
+        ("teacher.models=[xgbost]", ["teacher.models.0", "'xgbost'", "'xgboost'"]),
+        ("teacher.predictions=in-sample", ["teacher.predictions", "'out_of_fold'"]),
+        ("teacher.folds=1", ["teacher.folds", "greater than or equal to 2"]),
+        ("data.specialisation=2", ["data.specialisation", "less than or equal to 1"]),
+        ("data.kind=digits", ["data.kind", "'digits'", "'promotions', 'csv'"]),
+        ("student={kind: mlp}", ["student.kind", "'mlp'", "'table_mlp'"]),
+    ],
+)
+def test_a_study_of_tables_that_cannot_be_used_is_refused(assignment, says):
+    line = refusal("promo-attention", [assignment])
+    assert all(part in line for part in says), line
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"default": {"teacher": "lightgbm"}}, "teacher must be one of the study's teachers (xgboost, random_forest)"),
+        ({"default": {}}, "arms.xgboost.default must give teacher"),
+        ({"variant": "kd_uniform"}, "arms.xgboost.default must give batch_size"),
+    ],
+)
+def test_an_arm_of_a_teacher_that_the_study_does_not_have_is_refused(changes, says):
+    arm = dataclasses.replace(TABLES.arms["xgboost"], published=None, **changes)
+    with pytest.raises(ValueError, match=re.escape(says)):
+        dataclasses.replace(TABLES, arms={**TABLES.arms, "xgboost": arm})
+
+
+@pytest.mark.parametrize("value", [3, True])
+def test_a_teacher_is_named_by_its_name(value):
+    with pytest.raises(ValueError, match="teacher must be a name such as xgboost"):
+        dataclasses.replace(TABLES.arms["xgboost"], default={"teacher": value})
+
+
+def test_an_arm_of_teachers_alone_has_nothing_to_search():
+    arm = [
+        "arms.xgboost.default={teacher: xgboost}",
+        "arms.xgboost.space={teacher: {choices: [xgboost, random_forest]}}",
+    ]
+    assert "one_teacher trains no student, so there is nothing to search" in refusal("promo-attention", arm)
+
+
 # what a study file and an assignment change
 
 
@@ -245,6 +333,204 @@ def test_a_fixed_arm_of_ones_own_goes_with_a_space_for_all(tmp_path):
         space: {learning_rate: {low: 0.0005}}
     """
     assert load_study(written(tmp_path, text)).arms["as_printed"].kind == "fixed"
+
+
+# tables
+
+
+CSV = """
+extends: promo-attention
+name: mine
+data: {kind: csv, path: here/table.csv, target: bought, categorical: [region], segments: [region]}
+"""
+
+
+def teacher_arms(study):
+    return {name: arm.default["teacher"] for name, arm in study.arms.items() if arm.variant == "one_teacher"}
+
+
+def test_a_table_of_ones_own_in_place_of_the_generated_one(tmp_path):
+    study = load_study(written(tmp_path, CSV))
+    assert study.data == CsvTable(
+        path=str(tmp_path / "here/table.csv"), target="bought", categorical=("region",), segments=("region",)
+    )
+    assert (study.name, study.metric, study.budget) == ("mine", "auc", TABLES.budget)
+    assert study.contrasts == TABLES.contrasts
+    assert load_study(written(tmp_path, to_yaml(study))) == study
+
+
+def test_what_the_source_measured_is_gone_with_its_table(tmp_path):
+    study = load_study(written(tmp_path, CSV))
+    assert study.claims == study.notes == ()
+    for name, arm in study.arms.items():
+        assert arm == dataclasses.replace(TABLES.arms[name], published=None)
+
+
+def test_ones_own_claims_and_published_numbers_stay(tmp_path):
+    text = CSV + (
+        "claims: [{better: kd_uniform, worse: xgboost, gain: 0.01, source: us}]\n"
+        "arms: {xgboost: {published: {value: 0.9, config: {teacher: xgboost}}}}\n"
+    )
+    study = load_study(written(tmp_path, text))
+    assert [(claim.better, claim.worse) for claim in study.claims] == [("kd_uniform", "xgboost")]
+    assert [name for name, arm in study.arms.items() if arm.published] == ["xgboost"]
+
+
+def test_a_smaller_generated_table_keeps_what_the_source_measured(tmp_path):
+    study = load_study(written(tmp_path, "extends: promo-attention\ndata: {rows: 1000}"))
+    assert (study.data.rows, study.claims) == (1000, TABLES.claims)
+    assert study.arms == TABLES.arms
+
+
+def test_a_path_is_relative_to_the_file_that_names_it_or_to_the_working_folder(tmp_path, monkeypatch):
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    file = written(tmp_path / "studies", CSV)
+    assert load_study(file).data.path == str(tmp_path / "studies/here/table.csv")
+    assert load_study("../studies/study.yaml").data.path.endswith("studies/here/table.csv")
+    assert load_study(file, ["data.path=other.csv"]).data.path == str(tmp_path / "elsewhere/other.csv")
+    assert load_study(file, ["data.path=/data/other.csv"]).data.path == "/data/other.csv"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_study(file, ["data.path=~/other.csv"]).data.path == str(tmp_path / "other.csv")
+
+
+@pytest.mark.parametrize(
+    ("models", "arms"),
+    [
+        (["random_forest"], ["random_forest"]),
+        (["lightgbm", "xgboost"], ["lightgbm", "xgboost"]),
+        (["lightgbm"], ["lightgbm"]),
+        (["xgboost", "random_forest", "logistic_regression"], ["logistic_regression", "random_forest", "xgboost"]),
+    ],
+)
+def test_every_teacher_has_an_arm_of_its_own_and_no_arm_is_left_of_one_that_is_gone(tmp_path, models, arms):
+    by_assignment = load_study("promo-attention", [f"teacher.models={models}"])
+    by_file = load_study(written(tmp_path, f"extends: promo-attention\nteacher: {{models: {models}}}"))
+    assert by_assignment == by_file
+    assert teacher_arms(by_file) == {name: name for name in arms}
+    assert by_file.teacher.models == tuple(models)
+    for name, arm in by_file.arms.items():
+        assert arm.variant == "one_teacher" or arm == TABLES.arms[name]
+    kept = [c for c in TABLES.claims if {c.better, c.worse} <= by_file.arms.keys()]
+    assert by_file.claims == tuple(kept)
+    assert by_file.contrasts == tuple(c for c in TABLES.contrasts if {c[0], c[1]} <= by_file.arms.keys())
+    weighing = {name for name, arm in TABLES.arms.items() if arm.variant in WEIGHS_TEACHERS}
+    assert weighing & by_file.arms.keys() == (weighing if len(models) > 1 else set())
+
+
+def test_an_arm_that_weighs_teachers_needs_two():
+    one = dataclasses.replace(TABLES.teacher, models=("xgboost",))
+    with pytest.raises(ValueError, match="weighs several teachers, and the study has 1"):
+        dataclasses.replace(TABLES, teacher=one)
+
+
+def test_a_new_teachers_arm_is_a_reference_that_trains_nothing():
+    arm = load_study("promo-attention", ["teacher.models=[xgboost, lightgbm]"]).arms["lightgbm"]
+    assert (arm.kind, arm.role, arm.teacher_rows, arm.published) == ("fixed", "reference", "own", None)
+
+
+def test_a_teachers_arm_by_another_name_is_enough(tmp_path):
+    text = """
+        extends: promo-attention
+        teacher: {models: [xgboost, random_forest, lightgbm]}
+        arms: {boosted leaves: {variant: one_teacher, teacher_rows: own, default: {teacher: lightgbm}}}
+    """
+    arms = teacher_arms(load_study(written(tmp_path, text)))
+    assert arms == {"xgboost": "xgboost", "random_forest": "random_forest", "boosted leaves": "lightgbm"}
+
+
+def test_studies_of_other_families_get_no_arm_of_teachers():
+    for study in BUILT_IN.values():
+        assert bool(teacher_arms(study)) == (study.family == "tabular")
+        assert load_study(study.name) == study
+
+
+def test_roles_of_arms():
+    roles = {name: arm.role for name, arm in TABLES.arms.items()}
+    students = ("hard_labels", "hard_labels_again", "label_smoothing", "kd_shuffled", "kd_uniform", "attention_student")
+    blends = ("attention_blend", "uniform_blend", "global_gate_blend", "as_printed")
+    references = ("uniform_mix", "logistic_stack", "xgboost", "random_forest")
+    assert roles == (
+        dict.fromkeys(students, "student")
+        | dict.fromkeys(blends, "needs_teachers")
+        | dict.fromkeys(references, "reference")
+    )
+    assert {arm.role for study in BUILT_IN.values() for arm in study.arms.values() if study.family != "tabular"} == {
+        "student"
+    }
+
+
+def test_students_that_learn_in_sample_do_so_in_every_arm_that_reads_its_own_rows():
+    in_sample = load_study("promo-attention", ["teacher.predictions=in_sample"])
+    for name in ("kd_uniform", "attention_student", "attention_blend", "uniform_blend"):
+        assert (TABLES.teacher_rows_of(name), in_sample.teacher_rows_of(name)) == ("own", "in_sample")
+    for study in (TABLES, in_sample):
+        assert study.teacher_rows_of("as_printed") == "in_sample"  # as the article did
+        assert study.teacher_rows_of("hard_labels") == study.teacher_rows_of("label_smoothing") == "none"
+        assert study.teacher_rows_of("kd_shuffled") == "shuffled_within_class"
+
+
+def test_a_full_batch_is_a_choice_among_numbers_of_rows():
+    assert "full" in TABLES.arms["hard_labels"].space["batch_size"].choices
+    study = load_study("promo-attention", ["space.batch_size.choices=[256, full]"])
+    assert all(study.arms[name].space["batch_size"] == Choice((256, "full")) for name in study.searched)
+
+
+@pytest.mark.parametrize("hidden", ["'64'", "64-32", "7-128-9-1"])
+def test_hidden_layers_are_widths_with_dashes_between(hidden):
+    study = load_study("promo-attention", [f"arms.as_printed.default.hidden={hidden}"])
+    assert study.arms["as_printed"].default["hidden"] == hidden.strip("'")
+
+
+@pytest.mark.xfail(strict=True, reason="load_study adds the arms of teachers that adjust had left out")
+@pytest.mark.parametrize("arms", [["kd_uniform"], ["kd_uniform", "xgboost"]], ids=" ".join)
+def test_some_arms_of_a_study_of_tables_survive_their_yaml(tmp_path, arms):
+    kept = adjust(TABLES, arms=arms)
+    assert list(load_study(written(tmp_path, to_yaml(kept))).arms) == list(kept.arms)
+
+
+@pytest.mark.xfail(strict=True, raises=(TypeError, IndexError, AttributeError), reason="read before it is validated")
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        *("claims=3", "claims=null", "claims=[3]", "contrasts=null", "contrasts=[[kd_uniform]]", "effects=[3]"),
+        *("arms.xgboost.default=3", "teacher.models=[[xgboost]]"),
+    ],
+)
+def test_a_malformed_part_of_a_study_of_tables_is_refused_like_any_other(assignment):
+    refusal("promo-attention", [assignment])
+
+
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="YAML 1.1 reads such widths as a date")
+@pytest.mark.parametrize("hidden", ["1024-64-32", "2048-12-10"])
+def test_widths_that_look_like_a_date_are_widths(hidden):
+    study = load_study("promo-attention", [f"space.hidden.choices=[{hidden}, 64-32]"])
+    assert study.arms["kd_uniform"].space["hidden"] == Choice((hidden, "64-32"))
+
+
+@pytest.mark.xfail(strict=True, reason="only a file that extends the study loses them")
+def test_what_the_source_measured_is_gone_with_its_table_by_assignment_too():
+    study = load_study("promo-attention", ["data={kind: csv, path: a.csv, target: y}"])
+    assert study.claims == study.notes == ()
+    assert not any(arm.published for arm in study.arms.values())
+
+
+@pytest.mark.xfail(strict=True, reason="the arm is left out without a word")
+def test_a_misspelt_teacher_of_an_arm_is_refused():
+    assert "xgbost" in refusal("promo-attention", ["arms.xgboost.default.teacher=xgbost"])
+
+
+@pytest.mark.xfail(strict=True, reason="only default and space are checked")
+@pytest.mark.parametrize(
+    ("study", "assignment"),
+    [
+        ("mlp-ensemble", "arms.kd.published.config.batch_size=full"),
+        ("promo-attention", "arms.xgboost.published.config.teacher=lightgbm"),
+    ],
+)
+def test_a_published_configuration_that_cannot_run_is_refused(study, assignment):
+    refusal(study, [assignment])
 
 
 # adjusting

@@ -11,11 +11,12 @@ import torch
 import torchvision
 from torch.nn import functional as F
 
-from search import families, payload
+from search import payload
+from search.families import vision as family
 from search.payload import build_teacher
 from tests.made_images import digits, pictures, untrained_teacher
 from trainables.artefacts import Artefact, cache_folder
-from trainables.datasets import Leak, Rows
+from trainables.datasets import Dataset, Leak, Rows
 from trainables.learner import Learner, autocast
 from trainables.streams import Streams
 from trainables.teachers import cached, resnet
@@ -351,7 +352,7 @@ QUICK = ("teacher.depth=8", "teacher.width=4")
 
 
 def made_teacher(study, rows, teacher_set=0):
-    return families.build_teacher(study, 0, rows, 10, teacher_set, "cpu")
+    return family.build_teacher(study, 0, rows, Dataset(10, rows, rows, None, None), teacher_set, "cpu")
 
 
 def test_a_teacher_depends_on_no_row_but_those_it_is_fitted_on(tmp_path, monkeypatch):
@@ -426,9 +427,9 @@ def test_early_stopping_keeps_the_best_epoch_by_a_share_of_its_own_rows(epochs):
 
 def test_a_teacher_is_built_once_frozen_and_the_same_when_it_is_opened_again(monkeypatch):
     study, data = digits(*QUICK)
-    assert not families.is_built(study, 0, data.train, 0)
+    assert not family.is_built(study, 0, data.train, data, 0)
     teacher = made_teacher(study, data.train)
-    assert families.is_built(study, 0, data.train, 0)
+    assert family.is_built(study, 0, data.train, data, 0)
     assert teacher.parameters == sum(p.numel() for p in teacher.model.parameters())
     assert not teacher.model.training
     assert not any(p.requires_grad for p in teacher.model.parameters())

@@ -1,4 +1,7 @@
-"""trainables/variants.py: each variant's terms and weights against formulas written out here, and what it reads."""
+"""trainables/variants.py: each variant's terms and weights against formulas written out here, and what it reads.
+
+Those of tables, which need a gate or several teachers, are in test_table_variants.py.
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -8,7 +11,20 @@ from typing import get_args
 import pytest
 import torch
 
-from spaces.families import LIMITS, NAMES, NEEDS_TEACHER, OF_VARIANT, ORDINARY, Variant
+from spaces import families
+from spaces.families import (
+    EXAMPLES,
+    KINDS,
+    LIMITS,
+    NAMES,
+    NEEDS_TEACHER,
+    OF_FAMILY,
+    OF_VARIANT,
+    ORDINARY,
+    WITHOUT_TEACHER,
+    Variant,
+)
+from trainables import tabular, variants
 from trainables.variants import VARIANTS, Outputs
 
 HP = {
@@ -20,6 +36,7 @@ HP = {
     "at_weight": 11.0,
     "at_form": "sum",
 }
+IMAGES = [v for v in VARIANTS if v in OF_FAMILY["mlp"] + OF_FAMILY["vision"]]  # and of generated tables without columns
 READ_BY_THE_TRAINER = {"layers", "mask", "mask_percentile", "mask_edge"}
 RELEASED = ("released_kd", "released_fa", "released_at", "released_fa_at")
 ON_MAPS = ("kd_fa", "kd_at", "kd_fa_at")
@@ -190,7 +207,7 @@ FORMULAS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", IMAGES)
 def test_terms_and_weights_are_those_of_the_formula(variant):
     terms, expected = terms_of(variant, *one()), FORMULAS[variant](*one())
     assert terms.keys() == expected.keys()
@@ -199,7 +216,7 @@ def test_terms_and_weights_are_those_of_the_formula(variant):
         torch.testing.assert_close(terms[name].value, value)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", IMAGES)
 def test_a_variant_broadcasts_over_leading_dimensions(variant):
     student, teacher, labels = batch()
     stacked = terms_of(variant, student, teacher, labels)
@@ -217,7 +234,7 @@ def test_kd_without_weight_is_hard_labels():
     assert torch.equal(without["ce"].value, plain["ce"].value)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", IMAGES)
 def test_only_a_variant_that_needs_a_teacher_refuses_to_go_without(variant):
     student, teacher, labels = one()
     if variant in NEEDS_TEACHER:
@@ -295,7 +312,7 @@ FEATURES, ALIGNED = {"features.near", "features.far"}, {"aligned.near", "aligned
 REACHES = {"ce": {"logits"}, "ce_smoothed": {"logits"}, "kd": {"logits"}, "fa": ALIGNED, "at": FEATURES}
 
 
-@pytest.mark.parametrize("variant", [v for v in VARIANTS if v not in RELEASED])
+@pytest.mark.parametrize("variant", [v for v in IMAGES if v not in RELEASED])
 def test_every_term_teaches_what_it_speaks_of_in_every_sample(variant):
     student, teacher, labels = tracked()
     for name, term in terms_of(variant, student, teacher, labels).items():
@@ -339,24 +356,44 @@ class Recorded(Mapping):
         return len(self.values_)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", IMAGES)
 def test_a_variant_reads_the_hyperparameters_that_its_space_declares(variant):
     hp = Recorded(dict.fromkeys(LIMITS, 0.5) | {name: (*values, "near")[0] for name, values in NAMES.items()})
     terms_of(variant, *one(), hp)
     assert hp.read == set(OF_VARIANT[variant]) - READ_BY_THE_TRAINER
 
 
+def test_every_variant_of_images_has_its_formula_here():
+    assert FORMULAS.keys() == set(IMAGES)
+
+
 def test_spaces_and_trainables_know_the_same_variants_and_hyperparameters():
-    assert set(VARIANTS) == set(get_args(Variant)) == set(OF_VARIANT) == set(FORMULAS)
+    assert set(get_args(Variant)) == set(OF_VARIANT) == VARIANTS.keys() | set(variants.REFERENCES)
+    assert not VARIANTS.keys() & set(variants.REFERENCES)  # of teachers alone nothing is trained
+    assert set().union(*OF_FAMILY.values()) == set(OF_VARIANT)
+    assert OF_FAMILY.keys() == ORDINARY.keys() == KINDS.keys()
     declared = {name for names in (*OF_VARIANT.values(), *ORDINARY.values()) for name in names}
     assert LIMITS.keys() | NAMES.keys() == declared
     assert not LIMITS.keys() & NAMES.keys()
+    assert {name for name, allowed in NAMES.items() if not allowed} == EXAMPLES.keys()
 
 
-@pytest.mark.parametrize("name", sorted(set().union(*OF_VARIANT.values()) - READ_BY_THE_TRAINER - {"at_form"}))
+def test_spaces_and_trainables_know_the_same_roles_of_variants():
+    assert set(variants.BLENDS) == set(families.BLENDS)
+    assert set(variants.REFERENCES) == set(families.REFERENCES)
+    assert set(variants.GATES) <= set(OF_FAMILY["tabular"]) & VARIANTS.keys()
+    assert set(variants.READS_FEATURES) <= set(OF_FAMILY["vision"])
+    assert set(NEEDS_TEACHER) | set(WITHOUT_TEACHER) == set(OF_VARIANT)
+    assert tabular.FULL == families.FULL_BATCH
+
+
+OF_IMAGES = sorted(set().union(*(OF_VARIANT[v] for v in IMAGES)) - READ_BY_THE_TRAINER - {"at_form"})
+
+
+@pytest.mark.parametrize("name", OF_IMAGES)
 def test_a_weight_weighs_the_term_of_its_name_alone(name):
     inputs = one()
-    for variant in (v for v, names in OF_VARIANT.items() if name in names):
+    for variant in (v for v in IMAGES if name in OF_VARIANT[v]):
         before, after = (terms_of(variant, *inputs, hp) for hp in (HP, {**HP, name: HP[name] + 0.1}))
         moved = {t for t in before if before[t].weight != after[t].weight}
         changed = {t for t in before if not torch.equal(before[t].value, after[t].value)}
@@ -366,5 +403,5 @@ def test_a_weight_weighs_the_term_of_its_name_alone(name):
 
 
 def test_no_two_variants_are_the_same_loss():
-    losses = {v: sum(t.weight * t.value.sum() for t in VARIANTS[v](*one(), HP).values()).item() for v in VARIANTS}
+    losses = {v: sum(t.weight * t.value.sum() for t in VARIANTS[v](*one(), HP).values()).item() for v in IMAGES}
     assert all(losses[a] != pytest.approx(losses[b], rel=1e-6) for a, b in combinations(losses, 2))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from search import families
+from search.families import vision as family
 from search.payload import trial_config
 from search.runner import newest_checkpoint, save_checkpoint
 from spaces import BadInput, load_study
@@ -32,8 +32,8 @@ WITH_EVERYTHING = {"schedule": "cosine", "layers": "layer1+layer2", "mask": "lay
 
 @pytest.fixture(scope="module")
 def context():
-    teacher = families.build_teacher(STUDY, 0, DATA.train, 10, 0, "cpu")
-    return context_of(STUDY, DATA.train, DATA.validation, families.label(STUDY, teacher, DATA.train, 10))
+    teacher = family.build_teacher(STUDY, 0, DATA.train, DATA, 0, "cpu")
+    return context_of(STUDY, DATA.train, DATA.validation, family.label(STUDY, teacher, DATA.train, DATA))
 
 
 @pytest.fixture(scope="module")
@@ -317,7 +317,7 @@ def with_masks(n=96, *overrides):
     study, data = digits("space.mask.choices=[none, layer_cam, grad_cam, random_mask]", *overrides)
     fit = doubled(Rows(data.train.x[:n], data.train.y[:n]))
     teacher = untrained_teacher(fit, precision=study.compute.precision)
-    views = cached.build(teacher, fit, asdict(study.views), wanted(families.uses(study), teacher.model.layer_names), 10)
+    views = cached.build(teacher, fit, asdict(study.views), wanted(family.uses(study), teacher.model.layer_names), 10)
     return study, context_of(study, fit, None, views)
 
 
@@ -347,8 +347,8 @@ def test_grad_cam_masks_every_layer_by_the_last_stage(shown):
 
 def alive(*overrides):
     study, _ = digits("views.alignment_channels=live", *overrides)
-    teacher = families.build_teacher(study, 0, DATA.train, 10, 0, "cpu")
-    return context_of(study, DATA.train, DATA.validation, families.label(study, teacher, DATA.train, 10))
+    teacher = family.build_teacher(study, 0, DATA.train, DATA, 0, "cpu")
+    return context_of(study, DATA.train, DATA.validation, family.label(study, teacher, DATA.train, DATA))
 
 
 def test_a_live_teachers_features_are_those_of_the_cache_where_that_keeps_all_channels(shown, context):
@@ -372,8 +372,8 @@ def test_every_arm_trains_with_a_live_teacher(arm):
 def test_a_live_teachers_maps_may_be_larger_than_a_caches():
     study, data = digits("views.alignment_channels=live", "views.count=1", "compute.precision=fp32")
     fit = doubled(doubled(Rows(data.train.x[:30], data.train.y[:30])))
-    teacher = families.build_teacher(study, 0, fit, 10, 0, "cpu")
-    context = context_of(study, fit, None, families.label(study, teacher, fit, 10))
+    teacher = family.build_teacher(study, 0, fit, DATA, 0, "cpu")
+    context = context_of(study, fit, None, family.label(study, teacher, fit, DATA))
     hp = {**study.arms["kd_fa"].default, "layers": "layer1", "mask": "layer_cam"}
     metrics, _ = trained(trial_config(study, "kd_fa", hp, (0,), 1), context)
     assert math.isfinite(metrics[0]["loss_fa"][0])
@@ -524,8 +524,8 @@ def test_validation_metrics_are_those_of_the_logits(context):
 def test_a_combined_trial_trains_and_resumes_on_a_gpu(precision, tmp_path):
     study, data = digits(f"compute.precision={precision}", "views.count=2")
     fit, validation = doubled(data.train), doubled(data.validation)
-    teacher = families.build_teacher(study, 0, fit, 10, 0, "cuda")
-    views = families.label(study, teacher, fit, 10)
+    teacher = family.build_teacher(study, 0, fit, DATA, 0, "cuda")
+    views = family.label(study, teacher, fit, DATA)
     context = context_of(study, fit, validation, views, device="cuda")
     hp = {**study.arms["kd_fa_at"].default, **WITH_EVERYTHING}
     config = trial_config(study, "kd_fa_at", hp, (0, 1), 3)

@@ -26,7 +26,10 @@ class DeadTerm(RuntimeError):
 
 @dataclass(frozen=True)
 class TermAudit:
-    """weight; norm of the unweighted term's gradient; share of Σ‖w g‖ in [0, 1]; cosine with CE's gradient, or nan."""
+    """weight; norm of the unweighted term's gradient; share of Σ‖w g‖ in [0, 1]; cosine with CE's gradient, or nan.
+
+    Of a term that trains the extras: norm of its gradient on them; share and cosine nan, and it is no part of Σ‖w g‖.
+    """
 
     weight: float
     norm: float
@@ -34,13 +37,25 @@ class TermAudit:
     cosine: float
 
 
-def audit(terms: Terms, cross_entropy: Tensor, parameters: Sequence[Tensor]) -> dict[str, TermAudit]:
+def audit(
+    terms: Terms, cross_entropy: Tensor, parameters: Sequence[Tensor], extras: Sequence[Tensor] = ()
+) -> dict[str, TermAudit]:
     """The audit of one batch.
 
     terms: values (S, batch); cross_entropy: (S, batch), of the same forward pass; parameters: each (S, ...), shared by
-    no two seeds, or of any shape where S is 1. Norms, shares and cosines are taken seed by seed, then averaged over the
-    pack.
+    no two seeds, or of any shape where S is 1; extras: the same, of what is learned beside the student. Norms, shares
+    and cosines are taken seed by seed, then averaged over the pack.
     """
+    beside = {
+        name: TermAudit(term.weight, float(_gradient(term.value, extras).norm(dim=1).mean()), math.nan, math.nan)
+        for name, term in terms.items()
+        if term.trains_extras
+    }
+    own = {name: term for name, term in terms.items() if name not in beside}
+    return {**_of_student(own, cross_entropy, parameters), **beside}
+
+
+def _of_student(terms: Terms, cross_entropy: Tensor, parameters: Sequence[Tensor]) -> dict[str, TermAudit]:
     gradients = {name: _gradient(term.value, parameters) for name, term in terms.items()}
     towards_labels = gradients["ce"] if "ce" in terms else _gradient(cross_entropy, parameters)
     norms = {name: g.norm(dim=1) for name, g in gradients.items()}

@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,7 +87,7 @@ def occluded(images: NDArray[np.float32], side: float) -> NDArray[np.float32]:
     return np.where(inside, np.float32(0.5), images)
 
 
-def latency(logits: Callable[[NDArray[np.uint8]], Tensor], rows: Rows, repeats: int = 9) -> dict[str, float]:
+def latency(logits: Callable[[NDArray[Any]], Tensor], rows: Rows, repeats: int = 9) -> dict[str, float]:
     """Milliseconds per sample in batches of 1 and of 128: medians of `repeats` calls after one to warm up."""
     found = {}
     for batch in (1, 128):

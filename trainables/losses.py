@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+SMALLEST = 1e-7  # probabilities are kept so far from 0 and 1
+
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """Cross-entropy with label smoothing: the target gives `smoothing` / classes to every class.
@@ -31,6 +33,39 @@ def hinton_kd(student_logits: Tensor, teacher_logits: Tensor, temperature: float
     log_teacher = F.log_softmax(teacher_logits / temperature, dim=-1)
     log_student = F.log_softmax(student_logits / temperature, dim=-1)
     return temperature**2 * (log_teacher.exp() * (log_teacher - log_student)).sum(dim=-1)
+
+
+def binary_cross_entropy(prob: Tensor, labels: Tensor) -> Tensor:
+    """-log of the probability given to the label; prob: (..., batch) of class 1; labels: (..., batch). In nats."""
+    prob = prob.clamp(SMALLEST, 1.0 - SMALLEST)
+    return -torch.where(labels == 1, prob.log(), torch.log1p(-prob))
+
+
+def bernoulli_kl(target_prob: Tensor, prob: Tensor) -> Tensor:
+    """KL(Bernoulli(target_prob) || Bernoulli(prob)), never negative: p log(p/q) + (1-p) log((1-p)/(1-q)).
+
+    target_prob, prob: (..., batch) probabilities of class 1. Returns (..., batch), in nats.
+    """
+    p, q = (x.clamp(SMALLEST, 1.0 - SMALLEST) for x in (target_prob, prob))
+    return p * (p / q).log() + (1.0 - p) * ((1.0 - p) / (1.0 - q)).log()
+
+
+def one_sided_kl(target_prob: Tensor, prob: Tensor) -> Tensor:
+    """The "KL" that study 2's article prints: p log((p + 1e-7) / (q + 1e-7)). Half of one, and it can be negative.
+
+    target_prob, prob: (..., batch). Returns (..., batch).
+    """
+    return target_prob * ((target_prob + SMALLEST) / (prob + SMALLEST)).log()
+
+
+def softened(logits: Tensor, temperature: float) -> Tensor:
+    """p^(1/T) renormalised, which for two classes is sigmoid(logit(p) / T); logits: of class 1, of any shape."""
+    return torch.sigmoid(logits / temperature)
+
+
+def gated_mix(gate: Tensor, probs: Tensor) -> Tensor:
+    """The teachers' probabilities (..., batch, teachers) weighed by a gate of the same shape that sums to 1."""
+    return (gate * probs).sum(dim=-1)
 
 
 def is_finite(values: Tensor) -> Tensor:

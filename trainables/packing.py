@@ -47,10 +47,7 @@ class Pack:
         self.model = StackedMLP(widths, len(self.replicates), dropout).to(device=x.device, dtype=x.dtype)
         self.model.initialise([streams.generator("init", r) for r in self.replicates])
         self.parameters: list[Tensor] = list(self.model.parameters())
-        self._first = [torch.zeros_like(p) for p in self.parameters]
-        self._second = [torch.zeros_like(p) for p in self.parameters]
-        self._steps = [torch.zeros((), device=x.device) for _ in self.parameters]
-        self._learning_rate, self._weight_decay = hp["learning_rate"], hp["weight_decay"]
+        self._adam = StackedAdam(self.parameters, hp["learning_rate"], hp["weight_decay"])
 
     def train_epoch(self, epoch: int, loss: Loss) -> dict[str, Tensor]:
         """One pass over the rows; returns each term's mean over the pass, (S,).
@@ -75,30 +72,10 @@ class Pack:
             gradients = torch.autograd.grad(
                 total.mean(dim=-1).sum(), self.parameters, allow_unused=True, materialize_grads=True
             )
-            self._step(gradients)
+            self._adam.step(gradients)
             for name, term in terms.items():
                 values[name].append(term.value.detach())
         return {name: torch.cat(parts, dim=-1).mean(dim=-1) for name, parts in values.items()}
-
-    @torch.no_grad()
-    def _step(self, gradients: Sequence[Tensor]) -> None:
-        """One step of Adam (Kingma, Ba, arXiv 1412.6980), as torch.optim.Adam takes it, at half the dispatch."""
-        adam(
-            self.parameters,
-            list(gradients),
-            self._first,
-            self._second,
-            [],
-            self._steps,
-            fused=True,
-            amsgrad=False,
-            maximize=False,
-            beta1=0.9,
-            beta2=0.999,
-            eps=1e-8,
-            lr=self._learning_rate,
-            weight_decay=self._weight_decay,
-        )
 
     def finite(self) -> bool:
         """Whether every parameter of every seed is a number: one seed's divergence ends the pack's trial."""
@@ -120,29 +97,85 @@ class Pack:
                 tensor.copy_(state[name])
 
     def _everything(self) -> dict[str, Tensor]:
-        moments = {"first": self._first, "second": self._second, "steps": self._steps}
         return {f"model.{k}": v for k, v in self.model.state_dict().items()} | {
-            f"optimiser.{i}.{name}": tensor for name, tensors in moments.items() for i, tensor in enumerate(tensors)
+            f"optimiser.{k}": v for k, v in self._adam.state().items()
         }
 
     def _generators(self, stream: str, epoch: int) -> list[torch.Generator]:
         return [self.streams.generator(stream, r, epoch) for r in self.replicates]
 
     def _dropout(self, epoch: int, rows: int) -> list[Tensor | None]:
-        """For each hidden layer the epoch's masks (S, rows, width), drawn seed by seed, or None without dropout."""
+        """For each hidden layer the epoch's masks (S, rows, width): all layers of a seed draw from one stream."""
         generators = [self.streams.numpy_generator("dropout", r, epoch) for r in self.replicates]
-        masks: list[Tensor | None] = []
-        for width, p in zip(self.model.widths[1:-1], self.model.dropout, strict=True):
-            if p == 0.0:
-                masks.append(None)
-                continue
-            keep = round((1.0 - p) * SIXTEEN_BITS)
-            kept = torch.empty(len(generators), rows, width, dtype=self.x.dtype)
-            for seed, generator in enumerate(generators):
-                draws = generator.integers(SIXTEEN_BITS, size=(rows, width), dtype=np.uint16)
-                kept[seed] = torch.from_numpy(draws < keep)
-            masks.append(kept.mul_(SIXTEEN_BITS / keep).to(self.x.device))
-        return masks
+        return dropout_masks(self.model, [generators] * len(self.model.dropout), rows, self.x.dtype, self.x.device)
+
+
+class StackedAdam:
+    """Adam (Kingma, Ba, arXiv 1412.6980) as torch.optim.Adam takes its steps, at half the dispatch.
+
+    parameters: each (S, ...), shared by no two seeds. weight_decay: added to the gradient.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], learning_rate: float, weight_decay: float) -> None:
+        self._parameters = list(parameters)
+        self._first = [torch.zeros_like(p) for p in self._parameters]
+        self._second = [torch.zeros_like(p) for p in self._parameters]
+        self._steps = [torch.zeros((), device=p.device) for p in self._parameters]
+        self._learning_rate, self._weight_decay = learning_rate, weight_decay
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[Tensor]) -> None:
+        adam(
+            self._parameters,
+            list(gradients),
+            self._first,
+            self._second,
+            [],
+            self._steps,
+            fused=True,
+            amsgrad=False,
+            maximize=False,
+            beta1=0.9,
+            beta2=0.999,
+            eps=1e-8,
+            lr=self._learning_rate,
+            weight_decay=self._weight_decay,
+        )
+
+    def keep(self, seeds: Sequence[int]) -> None:
+        """Forget the moments of all other seeds; the parameters are the caller's to cut."""
+        self._first = [m[list(seeds)] for m in self._first]
+        self._second = [m[list(seeds)] for m in self._second]
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors themselves, so that a caller may copy into them."""
+        moments = {"first": self._first, "second": self._second, "steps": self._steps}
+        return {f"{i}.{name}": tensor for name, tensors in moments.items() for i, tensor in enumerate(tensors)}
+
+
+def dropout_masks(
+    model: StackedMLP, draws: Sequence[Sequence[np.random.Generator]], rows: int, dtype: torch.dtype, device: Any
+) -> list[Tensor | None]:
+    """For each hidden layer the next masks (S, rows, width) of 0 and 1 / (1 - p), or None where p is 0.
+
+    draws: generators of every seed, for each layer with dropout. Whoever draws rows in several calls gets the masks of
+    one call, as long as rows x width is even (two draws of 16 bits come from one word).
+    """
+    left = iter(draws)
+    return [
+        None if p == 0 else _masks(next(left), p, (rows, width), dtype).to(device)
+        for width, p in zip(model.widths[1:-1], model.dropout, strict=True)
+    ]
+
+
+def _masks(generators: Sequence[np.random.Generator], p: float, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """(S, *shape), drawn seed by seed."""
+    keep = round((1.0 - p) * SIXTEEN_BITS)
+    kept = torch.empty(len(generators), *shape, dtype=dtype)
+    for seed, generator in enumerate(generators):
+        draws = generator.integers(SIXTEEN_BITS, size=shape, dtype=np.uint16)
+        kept[seed] = torch.from_numpy(draws < keep)
+    return kept.mul_(SIXTEEN_BITS / keep)
 
 
 def shuffled_within_class(labels: NDArray[np.int64], generator: torch.Generator) -> Tensor:

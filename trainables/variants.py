@@ -13,12 +13,18 @@ import torch
 from torch import Tensor
 
 from trainables.losses import (
+    SMALLEST,
     attention_distance,
     attention_map,
+    bernoulli_kl,
+    binary_cross_entropy,
     cross_entropy,
     feature_alignment,
+    gated_mix,
     hinton_kd,
+    one_sided_kl,
     same_size,
+    softened,
 )
 
 
@@ -31,6 +37,8 @@ class Outputs:
     aligned: the student's features through the trained 1x1 regressor, with the channels of the teacher's.
     attention: maps (..., batch, height, width), of the teacher only. masks: causal masks of the teacher at the size
     of the student's and the teacher's map, whichever is smaller; None where the arm uses none.
+    Of tables there are two classes. gate: of the student, (..., batch, teachers), sums to 1. members: of the teachers,
+    each one's logit of class 1, (..., batch, teachers).
     """
 
     logits: Tensor
@@ -38,14 +46,20 @@ class Outputs:
     aligned: Mapping[str, Tensor] = field(default_factory=dict)
     attention: Mapping[str, Tensor] = field(default_factory=dict)
     masks: Mapping[str, Tensor | None] = field(default_factory=dict)
+    gate: Tensor | None = None
+    members: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Term:
-    """One named part of a loss: its value per sample (..., batch) and its weight in the sum."""
+    """One named part of a loss: its value per sample (..., batch) and its weight in the sum.
+
+    trains_extras: it is meant for the learned parts beside the student (a gate) and sends the student nothing.
+    """
 
     value: Tensor
     weight: float
+    trains_extras: bool = False
 
 
 Terms = dict[str, Term]
@@ -140,6 +154,105 @@ def half_ce(student: Outputs, teacher: Outputs | None, labels: Tensor, hp: Hyper
     return {"ce": _half_ce(student, labels)}
 
 
+def kd_uniform(student: Outputs, teacher: Outputs | None, labels: Tensor, hp: HyperParameters) -> Terms:
+    """Cross-entropy + kl_weight x T² KL(mean of the teachers || student): nothing is learned of the teachers."""
+    assert teacher is not None
+    return {
+        "ce": Term(cross_entropy(student.logits, labels), 1.0),
+        "kl": Term(_kl_to(_uniform_mix(teacher), student, hp["temperature"]), hp["kl_weight"]),
+    }
+
+
+def attention_student(student: Outputs, teacher: Outputs | None, labels: Tensor, hp: HyperParameters) -> Terms:
+    """kd_uniform with a gate in place of the mean; the gate learns from the labels, and the student runs alone.
+
+    The student's target is the mix under stop-gradient, so the gate has a loss of its own: cross-entropy of the mix,
+    less entropy_weight x the gate's entropy (METHOD.md, "Tables").
+    """
+    assert teacher is not None
+    mix = gated_mix(_gate(student), torch.sigmoid(_members(teacher)))
+    return {
+        "ce": Term(cross_entropy(student.logits, labels), 1.0),
+        "kl": Term(_kl_to(mix.detach(), student, hp["temperature"]), hp["kl_weight"]),
+        "mix_ce": Term(binary_cross_entropy(mix, labels), 1.0, trains_extras=True),
+        "gate_entropy": Term(-_entropy(_gate(student)), hp["entropy_weight"], trains_extras=True),
+    }
+
+
+def attention_blend(student: Outputs, teacher: Outputs | None, labels: Tensor, hp: HyperParameters) -> Terms:
+    """Study 2's model with a KL of both sides: BCE(output) + kl_weight x KL(mix || output), see `blended`."""
+    return {
+        **_blend(student, teacher, labels, hp),
+        "gate_entropy": Term(-_entropy(_gate(student)), hp["entropy_weight"]),
+    }
+
+
+def global_gate_blend(student: Outputs, teacher: Outputs | None, labels: Tensor, hp: HyperParameters) -> Terms:
+    """attention_blend with one gate for all rows: what does it gain from looking at the row?"""
+    entropy = Term(-_entropy(_gate(student)), hp["entropy_weight"], trains_extras=True)
+    return {**_blend(student, teacher, labels, hp), "gate_entropy": entropy}
+
+
+def uniform_blend(student: Outputs, teacher: Outputs | None, labels: Tensor, hp: HyperParameters) -> Terms:
+    """attention_blend with the teachers' mean in place of the gated mix."""
+    return _blend(student, teacher, labels, hp)
+
+
+def as_printed(student: Outputs, teacher: Outputs | None, labels: Tensor, hp: HyperParameters) -> Terms:
+    """Study 2 as its article prints it: BCE(output) + kl_weight x a one-sided "KL" of the mix from the output."""
+    assert teacher is not None
+    output, mix = blended(student, teacher, hp)
+    return {
+        "ce": Term(binary_cross_entropy(output, labels), 1.0),
+        "kl": Term(one_sided_kl(mix, output), hp["kl_weight"]),
+    }
+
+
+def blended(student: Outputs, teacher: Outputs, hp: HyperParameters) -> tuple[Tensor, Tensor]:
+    """(output, mix), probabilities (..., batch): blend_weight x student + (1 - blend_weight) x mix of the teachers.
+
+    The teachers' probabilities are softened by the temperature; without a gate they count alike.
+    """
+    members = softened(_members(teacher), hp["temperature"])
+    mix = members.mean(dim=-1) if student.gate is None else gated_mix(student.gate, members)
+    own = student.logits.softmax(dim=-1)[..., 1]
+    return hp["blend_weight"] * own + (1.0 - hp["blend_weight"]) * mix, mix
+
+
+def _blend(student: Outputs, teacher: Outputs | None, labels: Tensor, hp: HyperParameters) -> Terms:
+    assert teacher is not None
+    output, mix = blended(student, teacher, hp)
+    return {
+        "ce": Term(binary_cross_entropy(output, labels), 1.0),
+        "kl": Term(bernoulli_kl(mix, output), hp["kl_weight"]),
+    }
+
+
+def _uniform_mix(teacher: Outputs) -> Tensor:
+    return torch.sigmoid(_members(teacher)).mean(dim=-1)
+
+
+def _kl_to(mix: Tensor, student: Outputs, temperature: float) -> Tensor:
+    """T² KL(mix || student), both softened; mix: probabilities of class 1."""
+    logit = torch.logit(mix, eps=SMALLEST)
+    return hinton_kd(student.logits, torch.stack([torch.zeros_like(logit), logit], dim=-1), temperature)
+
+
+def _entropy(gate: Tensor) -> Tensor:
+    """Of each row's gate (..., batch, teachers), in nats: (..., batch)."""
+    return -(gate * gate.clamp_min(SMALLEST).log()).sum(dim=-1)
+
+
+def _gate(student: Outputs) -> Tensor:
+    assert student.gate is not None
+    return student.gate
+
+
+def _members(teacher: Outputs) -> Tensor:
+    assert teacher.members is not None
+    return teacher.members
+
+
 def _half_ce(student: Outputs, labels: Tensor) -> Term:
     return Term(cross_entropy(student.logits, labels), 0.5)
 
@@ -175,6 +288,15 @@ def _detached_distance(student: Outputs, teacher: Outputs, pool: bool = False) -
     return torch.stack(distances).mean(dim=0)
 
 
+# Tables: which gate a variant learns, and which variants predict with their teachers' help.
+GATES = {
+    "attention_student": "own",  # a small network of its own on the features
+    "attention_blend": "shared",  # a layer on the student's last hidden one, as in the article
+    "as_printed": "shared",
+    "global_gate_blend": "global",  # one for all rows
+}
+BLENDS = ("attention_blend", "global_gate_blend", "uniform_blend", "as_printed")
+REFERENCES = ("one_teacher", "uniform_mix", "logistic_stack")  # teachers alone: no student is trained
 READS_FEATURES = ("kd_fa", "kd_fa_at", "released_kd", "released_fa", "released_fa_at")  # of the teacher
 VARIANTS: dict[str, Variant] = {
     v.__name__: v
@@ -191,5 +313,11 @@ VARIANTS: dict[str, Variant] = {
         released_at,
         released_fa_at,
         half_ce,
+        kd_uniform,
+        attention_student,
+        attention_blend,
+        global_gate_blend,
+        uniform_blend,
+        as_printed,
     )
 }

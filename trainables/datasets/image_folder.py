@@ -24,7 +24,7 @@ from PIL import Image
 from PIL import __version__ as pillow_version
 
 from trainables.artefacts import cache_folder
-from trainables.datasets import BadData, Rows, Say
+from trainables.datasets import BadData, Rows, Say, shortened
 
 logger = logging.getLogger(__name__)
 Indices = NDArray[np.int64]
@@ -245,8 +245,3 @@ def _decode(blob: bytes, mode: str) -> Image.Image:
         if image.mode.startswith("I"):  # 16 bits: Pillow would clip them to 255, which makes nearly all of it white
             return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert(mode)
         return image.convert(mode)
-
-
-def shortened(names: list[str], at_most: int = 5) -> str:
-    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
-    return ", ".join(names[:at_most]) + more

@@ -17,8 +17,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils import resample
 
 from trainables.artefacts import cache_folder
-from trainables.datasets import BadData, Dataset, Rows, Say, image_folder
-from trainables.datasets.image_folder import shortened
+from trainables.datasets import BadData, Dataset, Rows, Say, image_folder, shortened
 
 logger = logging.getLogger(__name__)
 Indices = NDArray[np.int64]

@@ -41,14 +41,22 @@ class StackedMLP(nn.Module):
 
         keep: for each hidden layer a mask (S, batch, width) of 0 and 1 / (1 - p), or None for no dropout.
         """
+        return self.head(self.hidden(x, keep))
+
+    def hidden(self, x: Tensor, keep: Sequence[Tensor | None] = ()) -> Tensor:
+        """The last hidden layer, (S, batch, width)."""
         x = x.expand(self._layers[0][0].shape[0], -1, -1)
         for layer, (weight, bias) in enumerate(self._layers[:-1]):
             x = torch.baddbmm(bias, x, weight).relu_()
             mask = keep[layer] if keep else None
             if mask is not None:
                 x = x * mask
+        return x
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """From the last hidden layer to logits."""
         weight, bias = self._layers[-1]
-        return torch.baddbmm(bias, x, weight)
+        return torch.baddbmm(bias, hidden, weight)
 
     def single(self, seed: int) -> nn.Sequential:
         """One seed's network as an ordinary module, (batch, features) -> (batch, classes)."""

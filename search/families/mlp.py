@@ -1,0 +1,100 @@
+"""MLPs on generated tables: packed seeds, ensembles as teachers."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from search.ledger import ENSEMBLE
+from spaces import Study
+from trainables import mlp
+from trainables.context import EpochResult, TeacherOutputs, TrialConfig
+from trainables.datasets import Dataset, Rows
+from trainables.evaluation import test_metrics
+from trainables.streams import Streams
+from trainables.teachers import ensemble
+
+TRAINABLE = "trainables.mlp:train"
+PACKS = True
+
+
+def build_teacher(
+    study: Study, seed: int, fit: Rows, dataset: Dataset, teacher_set: int, device: str
+) -> ensemble.Ensemble:
+    torch.set_num_threads(1)
+    return ensemble.build(asdict(study.teacher), fit, dataset.classes, teacher_set, Streams(study.name, seed))
+
+
+def label(
+    study: Study, teacher: ensemble.Ensemble, fit: Rows, dataset: Dataset, validation: Rows | None = None
+) -> TeacherOutputs:
+    return TeacherOutputs(teacher.logits(fit.x).numpy(), teacher.fitted_on)
+
+
+def notes(study: Study, teacher: Any, outputs: Any) -> tuple[str, ...]:
+    return ()
+
+
+def is_built(study: Study, seed: int, fit: Rows, dataset: Dataset, teacher_set: int) -> bool:
+    return ensemble.is_built(asdict(study.teacher), fit, teacher_set, Streams(study.name, seed))
+
+
+def teacher_seconds(study: Study, dataset: Dataset) -> float:
+    spec = asdict(study.teacher)
+    began = time.perf_counter()
+    pack = ensemble.untrained(spec, dataset.train, dataset.classes, 0, Streams(study.name))
+    pack.train_epoch(1, ensemble.labels_only)
+    return float(spec["epochs"]) * (time.perf_counter() - began)
+
+
+def inputs(dataset: Dataset, fit: Rows, teachers: Sequence[Any]) -> tuple[Rows, Rows, Mapping[str, Tensor]]:
+    return fit, dataset.validation, {}
+
+
+def judged(study: Study, seed: int, dataset: Dataset, fit: str) -> dict[str, Rows]:
+    assert dataset.test is not None
+    return {"test": dataset.test} | ({"population": dataset.population} if dataset.population else {})
+
+
+def judge(
+    study: Study, config: TrialConfig, last: EpochResult, rows: Rows, split: str, validation: Rows | None
+) -> tuple[dict[str, list[float]], NDArray[Any]]:
+    logits = last.logits(rows.x).cpu()
+    metrics = test_metrics(logits, torch.from_numpy(np.asarray(rows.y)), split)
+    return metrics, logits.argmax(dim=-1).numpy().astype(np.int64)
+
+
+def judge_teacher(
+    study: Study, teacher: Any, rows: Rows, split: str
+) -> tuple[dict[int, NDArray[Any]], dict[int, dict[str, Any]]]:
+    members = teacher.member_logits(rows.x)
+    predicted = {ENSEMBLE: members.mean(dim=0).argmax(dim=-1).numpy()}
+    if split == "test" and len(members) > 1:
+        predicted |= {m: logits.argmax(dim=-1).numpy() for m, logits in enumerate(members)}
+    return predicted, {}
+
+
+def sample(study: Study, dataset: Dataset) -> tuple[Dataset, float]:
+    return dataset, 1.0
+
+
+def without_teacher(study: Study, config: TrialConfig) -> TrialConfig:
+    return config
+
+
+def refuse_unusable(study: Study, say: Callable[[str], None]) -> None:
+    """Nothing: whatever its spaces allow can be trained."""
+
+
+def student(study: Study, arm: str, state: Mapping[str, Tensor], place: int) -> nn.Module:
+    return mlp.Student(state, place)
+
+
+def silent(study: Study, dataset: Dataset) -> TeacherOutputs:
+    """Of a teacher that says nothing: to estimate how long a trial takes."""
+    return TeacherOutputs(np.zeros((len(dataset.train), dataset.classes), np.float32), np.zeros(0, dtype=np.int64))

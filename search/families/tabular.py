@@ -1,0 +1,179 @@
+"""Networks on tables: packed seeds, classical models as teachers, AUC."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from search.ledger import ENSEMBLE
+from spaces import BadInput, Study
+from trainables import tabular
+from trainables.binary import best_threshold, binary_metrics
+from trainables.context import EpochResult, TableOutputs, TrialConfig
+from trainables.datasets import Dataset, Rows, load
+from trainables.encoding import Encoder
+from trainables.evaluation import latency
+from trainables.streams import Streams
+from trainables.teachers import table_models
+
+TRAINABLE = "trainables.tabular:train"
+PACKS = True
+SEGMENTS = 12  # values of a column by which results are broken down, at most
+
+
+def build_teacher(
+    study: Study, seed: int, fit: Rows, dataset: Dataset, teacher_set: int, device: str
+) -> table_models.TableModels:
+    spec, streams = asdict(study.teacher), Streams(study.name, seed)
+    return table_models.build(spec, dataset.columns, fit, teacher_set, streams)
+
+
+def label(
+    study: Study, teacher: table_models.TableModels, fit: Rows, dataset: Dataset, validation: Rows | None = None
+) -> TableOutputs:
+    return teacher.outputs(None if validation is None else validation.x)
+
+
+def notes(study: Study, teacher: Any, outputs: Any) -> tuple[str, ...]:
+    return ()
+
+
+def is_built(study: Study, seed: int, fit: Rows, dataset: Dataset, teacher_set: int) -> bool:
+    return table_models.is_built(asdict(study.teacher), dataset.columns, fit, teacher_set, Streams(study.name, seed))
+
+
+def teacher_seconds(study: Study, dataset: Dataset) -> float:
+    """From one set fitted on two thousand rows; trees take time in proportion."""
+    spec, rows = asdict(study.teacher), dataset.train.taken(np.arange(min(2000, len(dataset.train))))
+    began = time.perf_counter()
+    table_models.fitted(spec, dataset.columns, rows, 0, Streams(study.name))
+    return (time.perf_counter() - began) * len(dataset.train) / len(rows)
+
+
+def inputs(dataset: Dataset, fit: Rows, teachers: Sequence[TableOutputs]) -> tuple[Rows, Rows, Mapping[str, Tensor]]:
+    """Encoded by what is fitted on `fit`; of validation rows also what every teacher set says."""
+    encoder = Encoder.fit(dataset.columns, fit.x)
+    said = [t.validation for t in teachers if t.validation is not None]
+    validation = _encoded(encoder, dataset.validation, np.stack(said) if said else None)
+    return _encoded(encoder, fit, None), validation, encoder.state_dict()
+
+
+def judged(study: Study, seed: int, dataset: Dataset, fit: str) -> dict[str, Rows]:
+    assert dataset.test is not None
+    rows = dataset.fit_rows(fit)
+    sets = [build_teacher(study, seed, rows, dataset, k, "cpu") for k in range(study.confirm_teachers)]
+    said = np.stack([teacher.logits(dataset.test.x) for teacher in sets])
+    test = _encoded(Encoder.fit(dataset.columns, rows.x), dataset.test, said)
+    return {"test": replace(test, segments=_segments(dataset, dataset.test))}
+
+
+def _encoded(encoder: Encoder, rows: Rows, said: NDArray[np.float32] | None) -> Rows:
+    return Rows(encoder.encode(rows.x), rows.y, rows.fingerprints(), said)
+
+
+def judge(
+    study: Study, config: TrialConfig, last: EpochResult, rows: Rows, split: str, validation: Rows | None
+) -> tuple[dict[str, list[float]], NDArray[Any]]:
+    scores = last.logits(rows.x, rows.teachers)[..., 1].cpu().numpy()
+    threshold = None
+    if validation is not None and not last.diverged:
+        own = last.logits(validation.x, validation.teachers)[..., 1].cpu().numpy()
+        threshold = best_threshold(own, validation.y)
+    metrics = binary_metrics(scores, rows.y, split, threshold)
+    seeds = len(config.replicates)
+    if not last.diverged:
+        metrics |= {name: [ms / seeds] * seeds for name, ms in latency(_speak(last, rows), rows).items()}
+    gates = None if last.gates is None or last.diverged else last.gates(rows.x)
+    if gates is not None:
+        metrics |= _mean_gates(asdict(study.teacher)["models"], gates.cpu().numpy(), rows)
+    return metrics, scores.astype(np.float32)
+
+
+def judge_teacher(
+    study: Study, teacher: table_models.TableModels, rows: Rows, split: str
+) -> tuple[dict[int, NDArray[Any]], dict[int, dict[str, Any]]]:
+    """Each model's logits and those of their plain average; facts: name, quality, bytes and milliseconds a row."""
+    logits = teacher.logits(rows.x)
+    probs = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    mean = np.clip(probs.mean(axis=1), 1e-7, 1 - 1e-7)
+    predicted = {ENSEMBLE: (np.log(mean) - np.log1p(-mean)).astype(np.float32)}
+    predicted |= {m: logits[:, m] for m in range(len(teacher.names))}
+    facts: dict[int, dict[str, Any]] = {}
+    for member, scores in predicted.items():
+        name = "plain average" if member == ENSEMBLE else teacher.names[member]
+        found = {k: v[0] for k, v in binary_metrics(scores[None].astype(np.float64), rows.y, split).items()}
+        one = teacher if member == ENSEMBLE else teacher.alone(name)
+
+        def speak(x: NDArray[Any], one: table_models.TableModels = one) -> Tensor:
+            return torch.from_numpy(one.logits(x))
+
+        facts[member] = {"name": name, **found, **latency(speak, rows), "bytes": sum(one.sizes().values())}
+    return predicted, facts
+
+
+def sample(study: Study, dataset: Dataset) -> tuple[Dataset, float]:
+    return dataset, 1.0
+
+
+def without_teacher(study: Study, config: TrialConfig) -> TrialConfig:
+    return config
+
+
+def silent(study: Study, dataset: Dataset) -> TableOutputs:
+    names = asdict(study.teacher)["models"]
+    zeros, none = np.zeros((len(dataset.train), len(names)), np.float32), np.zeros(0, dtype=np.int64)
+    platt = np.tile(np.array([1.0, 0.0], np.float32), (len(names), 1))
+    return TableOutputs(names, zeros, zeros, none, platt, np.zeros((len(dataset.validation), len(names)), np.float32))
+
+
+def refuse_unusable(study: Study, say: Callable[[str], None]) -> None:
+    table_models.refuse_uninstalled(asdict(study.teacher)["models"])
+    for note in load(asdict(study.data)).notes:
+        say(f"data: {note}")
+
+
+def student(study: Study, arm: str, state: Mapping[str, Tensor], place: int) -> nn.Module:
+    if study.arms[arm].role != "student":
+        alone = [name for name in study.searched if study.arms[name].role == "student"]
+        raise BadInput(f"{arm} needs its teachers at inference; those that run alone are {', '.join(alone)}")
+    return tabular.Student(state, place)
+
+
+def _speak(last: EpochResult, rows: Rows) -> Callable[[NDArray[Any]], Tensor]:
+    """A trained pack's logits, with what its teachers say taken from the first rows: how long it takes is the same."""
+
+    def speak(x: NDArray[Any]) -> Tensor:
+        said = rows.teachers
+        if said is not None:
+            said = np.resize(said, (len(said), len(x), said.shape[2]))
+        logits: Tensor = last.logits(x, said)
+        return logits
+
+    return speak
+
+
+def _mean_gates(names: Sequence[str], gates: NDArray[Any], rows: Rows) -> dict[str, list[float]]:
+    """`gate <teacher>`, `gate <teacher> | <segment>`: the gates (S, n, teachers) as means over rows, one a seed."""
+    parts: dict[str, Any] = {"": slice(None), **{f" | {name}": mask for name, mask in rows.segments.items()}}
+    return {
+        f"gate {name}{part}": gates[:, where, j].mean(axis=1).tolist()
+        for part, where in parts.items()
+        for j, name in enumerate(names)
+    }
+
+
+def _segments(dataset: Dataset, rows: Rows) -> dict[str, NDArray[np.bool_]]:
+    """{`column=value`: mask (n,)} of every value of the segment columns; a column of too many values has none."""
+    masks: dict[str, NDArray[np.bool_]] = {}
+    for i, column in enumerate(dataset.columns):
+        values = np.unique(rows.x[:, i][~np.isnan(rows.x[:, i])])
+        if column.name in dataset.segments and len(values) <= SEGMENTS:
+            for value in values:
+                text = column.categories[int(value)] if column.categories else f"{value:g}"
+                masks[f"{column.name}={text}"] = rows.x[:, i] == value
+    return masks

@@ -1,0 +1,140 @@
+"""Convolutional networks on images: one seed a program, teachers cached on every view."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from search.families import mlp
+from spaces import Arm, Study
+from spaces.families import ORDINARY
+from trainables import vision
+from trainables.context import EpochResult, TrialConfig
+from trainables.datasets import Dataset, Rows, load
+from trainables.evaluation import latency, robustness
+from trainables.layers import Use, wanted
+from trainables.layers import refuse_unusable as refuse_unusable_layers
+from trainables.models.resnet import feature_shapes
+from trainables.streams import Streams
+from trainables.teachers import cached, resnet
+from trainables.variants import READS_FEATURES
+
+TRAINABLE = "trainables.vision:train"
+PACKS = False
+SAMPLE = 256  # images that an estimate of time is made from
+
+inputs, judged, judge_teacher, silent = mlp.inputs, mlp.judged, mlp.judge_teacher, mlp.silent
+
+
+def build_teacher(
+    study: Study, seed: int, fit: Rows, dataset: Dataset, teacher_set: int, device: str
+) -> resnet.ResNetTeacher:
+    spec, views, compute = asdict(study.teacher), asdict(study.views), asdict(study.compute)
+    return resnet.build(spec, views, compute, fit, dataset.classes, teacher_set, Streams(study.name, seed), device)
+
+
+def label(
+    study: Study, teacher: resnet.ResNetTeacher, fit: Rows, dataset: Dataset, validation: Rows | None = None
+) -> cached.TeacherViews:
+    layers = wanted(uses(study), teacher.model.layer_names)
+    return cached.build(teacher, fit, asdict(study.views), layers, dataset.classes)
+
+
+def notes(study: Study, teacher: Any, outputs: Any) -> tuple[str, ...]:
+    found = []
+    if asdict(study.teacher)["pretrained"] and not teacher.artefact.about["pretrained"]:
+        found.append("the teacher was trained from scratch: its ImageNet weights could not be downloaded or do not fit")
+    for name, share in outputs.degenerate.items():
+        if share > 0:
+            found.append(f"{share:.1%} of the teacher's {name} maps are flat or zero; there the mask is 1 everywhere")
+    return tuple(found)
+
+
+def is_built(study: Study, seed: int, fit: Rows, dataset: Dataset, teacher_set: int) -> bool:
+    return resnet.is_built(asdict(study.teacher), asdict(study.views), fit, teacher_set, Streams(study.name, seed))
+
+
+def teacher_seconds(study: Study, dataset: Dataset) -> float:
+    """With its views; a pass over a view costs about what an epoch does, or less."""
+    spec = asdict(study.teacher)
+    small, share = sample(study, dataset)
+    model = resnet.untrained(spec, small.train, dataset.classes)
+    views, compute = asdict(study.views), asdict(study.compute)
+    learner = resnet.learner(spec, views, compute, small.train, model, 0, Streams(study.name), "cpu")
+    began = time.perf_counter()
+    learner.train_epoch(1, resnet.labels_only(learner.labels))
+    return float(spec["epochs"] + study.views.count) * (time.perf_counter() - began) / share
+
+
+def judge(
+    study: Study, config: TrialConfig, last: EpochResult, rows: Rows, split: str, validation: Rows | None
+) -> tuple[dict[str, list[float]], NDArray[Any]]:
+    metrics, predicted = mlp.judge(study, config, last, rows, split, validation)
+    if not last.diverged:
+        seeds = len(config.replicates)
+        metrics |= robustness(last.logits, rows)
+        metrics |= {name: [ms / seeds] * seeds for name, ms in latency(last.logits, rows).items()}
+    return metrics, predicted
+
+
+def sample(study: Study, dataset: Dataset) -> tuple[Dataset, float]:
+    if len(dataset.train) <= SAMPLE:
+        return dataset, 1.0
+    share = SAMPLE / len(dataset.train)
+
+    def part(rows: Rows) -> Rows:
+        n = max(1, round(share * len(rows)))
+        return Rows(rows.x[:n], rows.y[:n])
+
+    return replace(dataset, train=part(dataset.train), validation=part(dataset.validation)), share
+
+
+def student(study: Study, arm: str, state: Mapping[str, Tensor], place: int) -> nn.Module:
+    return vision.Student(state, place, study.student_of(arm))
+
+
+def without_teacher(study: Study, config: TrialConfig) -> TrialConfig:
+    """The arm as its student would train on labels, which costs about the same: its teacher's views are cached."""
+    hp = {name: config.hp[name] for name in ORDINARY[study.family]}
+    return replace(config, variant="hard_labels", hp=hp, teacher_rows="none", dead_terms=(), audit_at=())
+
+
+def uses(study: Study) -> list[Use]:
+    """What each arm of an image study may do with maps, over its space, its default and its published settings."""
+    found = []
+    for name, arm in study.arms.items():
+        layers = _values(arm, "layers")
+        if layers:
+            masks = _values(arm, "mask") or ("none",)
+            student, dead = study.student_of(name), bool(arm.dead_terms)
+            found.append(Use(name, student, layers, masks, arm.variant in READS_FEATURES, dead))
+    return found
+
+
+def _values(arm: Arm, name: str) -> tuple[Any, ...]:
+    """Every value that a hyperparameter of this arm can take: those of its space, of its default, as published."""
+    choices = getattr(arm.space.get(name), "choices", ())
+    configs = [arm.default, *([arm.published.config] if arm.published else [])]
+    return tuple(dict.fromkeys([*choices, *(c[name] for c in configs if name in c)]))
+
+
+def refuse_unusable(study: Study, say: Callable[[str], None]) -> None:
+    """Raise ValueError for layers that do not exist or are too small, and for a cache above its limit.
+
+    Decodes a folder of images, or downloads CIFAR-10, where that has not been done yet.
+    """
+    dataset = load(asdict(study.data), say)
+    fit = dataset.fit_rows(study.confirm_on)
+    teacher = feature_shapes(resnet.untrained(asdict(study.teacher), fit, dataset.classes), *fit.x.shape[1:])
+    for use in uses(study):
+        student = feature_shapes(resnet.untrained(use.student, fit, dataset.classes), *fit.x.shape[1:])
+        refuse_unusable_layers(use, student, teacher)
+    views = study.views
+    arrays = cached.wanted_shapes(
+        wanted(uses(study), tuple(teacher)), dataset.classes, teacher, views.alignment_channels
+    )
+    count = views.count if views.pad or views.flip else 1
+    cached.refuse_too_large(arrays, count, len(fit), views.cache_limit_mb)
