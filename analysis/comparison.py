@@ -163,7 +163,12 @@ class _Comparison:
     def _units(self, predictions: NDArray[Any], labels: NDArray[Any]) -> Units:
         """(seeds, rows) predictions -> what each row adds to the study's metric, whose mean over rows it is."""
         if self.study.metric == "auc":
-            return auc_units(predictions, labels)
+            diverged = ~np.isfinite(predictions).all(axis=1)
+            if diverged.any():
+                self.notes.append(
+                    f"{int(diverged.sum())} seeds that diverged count as AUC 0.5: they tell nothing apart"
+                )
+            return auc_units(np.where(diverged[:, None], 0.0, predictions), labels)
         correct: Units = (predictions == labels).astype(np.float64)
         return correct
 
@@ -345,11 +350,11 @@ class _Comparison:
             return {}
         val_mean = self._mean_of(on_train.runs, self.study.val_metric)
         end = self.study.budget.max_epochs
-        early = [w.candidate.epoch for w in own if w.candidate.epoch < end and not w.epochs]
+        early = [w.candidate.epoch for w in own if w.candidate.epoch < end]
         if early:
             self.notes.append(
                 f"{arm}: optimism is null: {len(early)} of {len(own)} winners were chosen at epoch {min(early)} and "
-                f"are confirmed at {end}: too few trials of a sub-search reached the end"
+                f"are confirmed later: too few trials of a sub-search reached the end"
             )
         return {
             "val_mean": val_mean,
@@ -367,9 +372,7 @@ class _Comparison:
     def _claims(self) -> list[Json]:
         measured: list[Difference | None] = []
         for claim in self.study.claims:
-            a, b = self.published[claim.better], self.published[claim.worse]
-            if a and b and self.study.arms[claim.worse].role == "reference":
-                b = _for_seeds(b, a.seeds)
+            a, b = self._claimed(claim.better, claim.worse)
             measured.append(paired(a.flat, b.flat) if a and b and a.seeds == b.seeds else None)
         p = [None if d is None else d.total.p_value() for d in measured]
         adjusted = holm(p)
@@ -398,8 +401,20 @@ class _Comparison:
             )
         return results
 
-    def _sign_flip(self, better: str, worse: str) -> float | None:
+    def _claimed(self, better: str, worse: str) -> tuple[Confirmed | None, Confirmed | None]:
+        """Both sides of a claim under the same seeds: teachers alone have one run a set, for all of its seeds."""
         a, b = self.published[better], self.published[worse]
+        if a and b and a.seeds != b.seeds:
+            a_alone, b_alone = (self.study.arms[arm].role == "reference" for arm in (better, worse))
+            sets = self.study.confirm_teachers
+            if a_alone:
+                return _for_seeds(a, b.seeds, sets), b
+            if b_alone:
+                return a, _for_seeds(b, a.seeds, sets)
+        return a, b
+
+    def _sign_flip(self, better: str, worse: str) -> float | None:
+        a, b = self._claimed(better, worse)
         if a is None or b is None or a.seeds != b.seeds:
             return None
         return sign_flip_p(a.flat.mean(axis=1) - b.flat.mean(axis=1))
@@ -510,11 +525,12 @@ class _Comparison:
         }
 
 
-def _for_seeds(reference: Confirmed, seeds: list[int]) -> Confirmed:
-    """What the reference's teacher sets say beside each of these seeds: seed r belongs to set r mod their number."""
-    rows = [
-        reference.seeds.index(next(s for s in reference.seeds if (s - r) % len(reference.seeds) == 0)) for r in seeds
-    ]
+def _for_seeds(reference: Confirmed, seeds: list[int], sets: int) -> Confirmed | None:
+    """What teachers alone say beside each of these seeds, of which r belongs to set r mod `sets`; None if one lacks."""
+    place = {seed % sets: i for i, seed in enumerate(reference.seeds)}
+    if {seed % sets for seed in seeds} - place.keys():
+        return None
+    rows = [place[seed % sets] for seed in seeds]
     return Confirmed([reference.runs[i] for i in rows], [reference.flat[rows]], seeds)
 
 

@@ -38,9 +38,10 @@ def by_segment(
                 continue
             suffix = "" if part == ALL else f" | {part}"
             keys = {name: f"gate {name}{suffix}" for name in names.values()}
-            if not confirmed or not all(key in confirmed[0].metrics for key in keys.values()):
+            seeds = [r for r in confirmed if all(r.metrics.get(key) is not None for key in keys.values())]
+            if not seeds:
                 continue
-            gate = {name: over_seeds([r.metrics[key] for r in confirmed]) for name, key in keys.items()}
+            gate = {name: over_seeds([r.metrics[key] for r in seeds]) for name, key in keys.items()}
             auc, better = quality[part]
             prefers = max(gate, key=lambda name: gate[name].mean)
             found.append(
@@ -67,7 +68,7 @@ def _is_global(runs: Sequence[RunRecord], names: Iterable[str], parts: Iterable[
         abs(r.metrics.get(key, 0.0) - r.metrics[whole]) < 1e-6
         for r in runs
         for whole, keys in each
-        if whole in r.metrics
+        if r.metrics.get(whole) is not None
         for key in keys
     )
 

@@ -311,6 +311,7 @@ MODEL = {
     "test_auc": "AUC",
     "test_average_precision": "AP",
     "test_accuracy": "accuracy",
+    "test_majority": "majority",
     "test_ks": "KS",
     "test_brier": "Brier",
     "test_ece": "ECE",
@@ -331,14 +332,16 @@ def _models(teacher: Json, unit: Unit) -> Table | None:
         caption="calibrated; accuracy and ECE in percent; times are measured while other trials ran",
     )
     for model in teacher["models"]:
-        table.add_row(model["name"], *(_of_model(key, model[key]) for key in MODEL))
+        table.add_row(model["name"], *(_of_model(key, model.get(key)) for key in MODEL))
     return table
 
 
-def _of_model(key: str, value: float) -> str:
+def _of_model(key: str, value: float | None) -> str:
+    if value is None:
+        return "-"
     if key == "bytes":
         return f"{value / 1000:,.0f}"
-    if key in ("test_accuracy", "test_ece"):
+    if key in ("test_accuracy", "test_majority", "test_ece"):
         return percent(value, 1)
     return f"{value:.4f}" if key == "test_auc" else f"{value:.3f}"
 

@@ -196,7 +196,7 @@ class Promotions:
     """
 
     kind: Literal["promotions"] = "promotions"
-    rows: int = Field(default=4000, ge=200)
+    rows: int = Field(default=5000, ge=200)
     test_rows: int = Field(default=40_000, ge=200)
     specialisation: float = Field(default=1.0, ge=0, le=1)
     random_state: int = Field(default=0, ge=0, lt=2**32)

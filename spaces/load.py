@@ -2,9 +2,10 @@
 
 import dataclasses
 import difflib
+import functools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +32,13 @@ _Loader.add_implicit_resolver(
 )
 
 
+# Nor is 1024-64-32 the date that YAML 1.1 takes it for.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+}
+
+
 class BadInput(ValueError):
     """The user's input cannot be used; the message is one line that says what was given and what is allowed."""
 
@@ -49,9 +57,8 @@ def load_study(name: str | Path, overrides: Iterable[str] = ()) -> Study:
             f"unknown study '{name}'{nearest(str(name), BUILT_IN)}: give a built-in study ({', '.join(BUILT_IN)}) "
             "or the path of a .yaml file"
         )
-    for assignment in overrides:
-        raw = _merge(raw, _assignment(assignment))
-    return _validate(_with_an_arm_for_each_teacher(_with_absolute_path(raw, Path.cwd())))
+    raw = _laid_over(raw, [_assignment(assignment) for assignment in overrides])
+    return _validate(_with_absolute_path(raw, Path.cwd()))
 
 
 def adjust(
@@ -114,11 +121,20 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise BadInput(
             f"{path}: extends: unknown study '{base}'{nearest(str(base), BUILT_IN)}: allowed are {', '.join(BUILT_IN)}"
         )
-    plain = _plain(BUILT_IN[base])
+    return _laid_over(_plain(BUILT_IN[base]), [raw])
+
+
+def _laid_over(base: dict[str, Any], changes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The study `base` with these changes laid over it in their order, and with what follows from them."""
+    merged = functools.reduce(_merge, changes, base)
+    if _kind_of_data(merged) == "csv" != _kind_of_data(base):
+        merged = functools.reduce(_merge, changes, _without_published(base))
+    return _with_an_arm_for_each_teacher(base, merged)
+
+
+def _kind_of_data(raw: dict[str, Any]) -> Any:
     data = raw.get("data")
-    if isinstance(data, dict) and plain["family"] == "tabular" and data.get("kind", plain["data"]["kind"]) == "csv":
-        plain = _without_published(plain)
-    return cast(dict[str, Any], _merge(plain, raw))
+    return data.get("kind") if isinstance(data, dict) else None
 
 
 def _without_published(plain: dict[str, Any]) -> dict[str, Any]:
@@ -135,37 +151,55 @@ def _with_absolute_path(raw: dict[str, Any], where: Path) -> dict[str, Any]:
     return {**raw, "data": {**data, "path": str(where / Path(data["path"]).expanduser())}}
 
 
-def _with_an_arm_for_each_teacher(raw: dict[str, Any]) -> dict[str, Any]:
-    """A study of tables has an arm for each of its teachers alone: added for new ones, left out for those gone.
+def _with_an_arm_for_each_teacher(before: dict[str, Any], raw: dict[str, Any]) -> dict[str, Any]:
+    """Where a change gives a study of tables other teachers: an arm for each new one, none for those gone.
 
-    With one teacher the arms that weigh several against each other are left out, too.
+    With one teacher the arms that weigh several against each other are left out, too. What is malformed is left to the
+    validation.
     """
-    teacher, arms = raw.get("teacher"), raw.get("arms")
-    models = teacher.get("models") if isinstance(teacher, dict) else None
-    if raw.get("family") != "tabular" or not isinstance(models, list | tuple) or not isinstance(arms, dict):
+    arms = raw.get("arms")
+    old, new = _models(before), _models(raw)
+    if old is None or new is None or set(old) == set(new) or not isinstance(arms, dict):
         return raw
-    own = {name: arm["default"]["teacher"] for name, arm in arms.items() if _is_one_teacher(arm)}
-    gone = {name for name, model in own.items() if model not in models}
-    if len(models) == 1:
+    gone = {name for name, arm in arms.items() if _teacher_alone(arm) in set(old) - set(new)}
+    if len(new) == 1:
         gone |= {name for name, arm in arms.items() if isinstance(arm, dict) and arm.get("variant") in WEIGHS_TEACHERS}
     about = {"variant": "one_teacher", "teacher_rows": "own", "about": "the teacher alone"}
-    new = {m: {**about, "default": {"teacher": m}} for m in models if m not in own.values() and m not in arms}
-    return _without_arms({**raw, "arms": {**arms, **new}}, gone)
+    shown = {*old, *arms, *(_teacher_alone(arm) for arm in arms.values())}
+    added = {m: {**about, "default": {"teacher": m}} for m in new if m not in shown}
+    return _without_arms({**raw, "arms": {**arms, **added}}, gone)
+
+
+def _models(raw: dict[str, Any]) -> list[str] | None:
+    """The names of a table study's teachers, or None where there are none or they are malformed."""
+    teacher = raw.get("teacher")
+    models = teacher.get("models") if isinstance(teacher, dict) else None
+    return list(models) if isinstance(models, list | tuple) and all(isinstance(m, str) for m in models) else None
+
+
+def _teacher_alone(arm: Any) -> Any:
+    """The teacher that an arm shows alone, or None."""
+    default = arm.get("default") if isinstance(arm, dict) and arm.get("variant") == "one_teacher" else None
+    return default.get("teacher") if isinstance(default, dict) else None
 
 
 def _without_arms(raw: dict[str, Any], gone: set[str]) -> dict[str, Any]:
-    """The study without these arms and what it asks of them."""
+    """The study without these arms and what it asks of them; what is malformed is left to the validation."""
+
+    def kept(part: str, arms_of: Callable[[Any], Iterable[str]]) -> Any:
+        asked = raw.get(part, ())
+        try:
+            return [one for one in asked if not set(arms_of(one)) & gone]
+        except (TypeError, KeyError, IndexError):
+            return asked
+
     return {
         **raw,
         "arms": {name: arm for name, arm in raw["arms"].items() if name not in gone},
-        "contrasts": [c for c in raw.get("contrasts", ()) if not {c[0], c[1]} & gone],
-        "claims": [c for c in raw.get("claims", ()) if not {c["better"], c["worse"]} & gone],
-        "effects": [e for e in raw.get("effects", ()) if not set(e["arms"]) & gone],
+        "contrasts": kept("contrasts", lambda c: (c[0], c[1])),
+        "claims": kept("claims", lambda c: (c["better"], c["worse"])),
+        "effects": kept("effects", lambda e: e["arms"]),
     }
-
-
-def _is_one_teacher(arm: Any) -> bool:
-    return isinstance(arm, dict) and arm.get("variant") == "one_teacher" and "teacher" in (arm.get("default") or {})
 
 
 def _assignment(text: str) -> dict[str, Any]:

@@ -334,23 +334,26 @@ class Study:
             )
         ordinary = () if arm.variant in REFERENCES else ORDINARY[self.family]
         wanted = {*ordinary, *OF_VARIANT[arm.variant]}
-        if set(arm.default) != wanted:
-            given = ", ".join(sorted(arm.default))
-            raise ValueError(f"arms.{name}.default must give {', '.join(sorted(wanted))}, no more, got {given}")
-        sizes = [arm.default.get("batch_size"), *getattr(arm.space.get("batch_size"), "choices", ())]
-        if FULL_BATCH in sizes and self.family != "tabular":
-            raise ValueError(f"arms.{name}: batch_size={FULL_BATCH} is for tables, {self.family} takes whole numbers")
-        least = LEAST_BATCH[self.family]
-        if any(int(size) < least for size in sizes if size not in (None, FULL_BATCH)):
-            raise ValueError(f"arms.{name}: batch_size of the family {self.family} must be {least} or more")
         models = self.teacher.models if isinstance(self.teacher, TableModels) else ()
         if arm.variant in WEIGHS_TEACHERS and len(models) < 2:
             raise ValueError(f"arms.{name}: {arm.variant} weighs several teachers, and the study has {len(models)}")
-        if "teacher" in arm.default and arm.default["teacher"] not in models:
-            raise ValueError(
-                f"arms.{name}.default.teacher must be one of the study's teachers ({', '.join(models)}), got "
-                f"{arm.default['teacher']}"
-            )
+        configs = {"default": arm.default, **({"published.config": arm.published.config} if arm.published else {})}
+        sizes = list(getattr(arm.space.get("batch_size"), "choices", ()))
+        for where, config in configs.items():
+            if set(config) != wanted:
+                given = ", ".join(sorted(config))
+                raise ValueError(f"arms.{name}.{where} must give {', '.join(sorted(wanted))}, no more, got {given}")
+            if "teacher" in config and config["teacher"] not in models:
+                raise ValueError(
+                    f"arms.{name}.{where}.teacher must be one of the study's teachers ({', '.join(models)}), got "
+                    f"{config['teacher']}"
+                )
+            sizes += [config["batch_size"]] if "batch_size" in config else []
+        if FULL_BATCH in sizes and self.family != "tabular":
+            raise ValueError(f"arms.{name}: batch_size={FULL_BATCH} is for tables, {self.family} takes whole numbers")
+        least = LEAST_BATCH[self.family]
+        if any(int(size) < least for size in sizes if size != FULL_BATCH):
+            raise ValueError(f"arms.{name}: batch_size of the family {self.family} must be {least} or more")
         if arm.student:
             _refuse_unknown_fields(f"arms.{name}.student", arm.student, self.student)
 
@@ -374,11 +377,10 @@ class Study:
         largest_family = max(1, *map(len, (self.candidates, self.fixed, self.claims, self.contrasts, self.effects)))
         return math.ceil(1 + math.log2(largest_family / 0.05))
 
-    def teacher_rows_of(self, arm: str) -> TeacherRows:
-        """Which rows of the teachers the arm reads: those of the study's `predictions` where it reads its own."""
-        rows = self.arms[arm].teacher_rows
+    def learns_in_sample(self, arm: str) -> bool:
+        """Whether the arm reads what teachers say of rows that they were fitted on: as it asks, or the study."""
         in_sample = isinstance(self.teacher, TableModels) and self.teacher.predictions == "in_sample"
-        return "in_sample" if rows == "own" and in_sample else rows
+        return in_sample or self.arms[arm].teacher_rows == "in_sample"
 
     def student_of(self, arm: str) -> dict[str, object]:
         """What the arm's student is: the study's, with what an as-released arm has different."""

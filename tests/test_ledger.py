@@ -95,8 +95,9 @@ def test_a_confirmed_seed_comes_back_with_its_predictions(ledger):
 
 SMALL_CLASSES = np.array([0, 1, 255, 7], dtype=np.uint8)
 MANY_CLASSES = np.array([0, 256, 999, 65_535], dtype=np.int64)
+ONE_TOO_MANY = np.array([0, 256, 1, 255], dtype=np.int64)
 LOGITS = np.array([0.1, -3.4e38, np.finfo(np.float32).tiny, 0.0], dtype=np.float32)
-KINDS_OF_PREDICTIONS = {"small": SMALL_CLASSES, "many": MANY_CLASSES, "logits": LOGITS}
+KINDS_OF_PREDICTIONS = {"small": SMALL_CLASSES, "one too many": ONE_TOO_MANY, "many": MANY_CLASSES, "logits": LOGITS}
 
 
 def same(found, values):

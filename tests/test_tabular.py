@@ -134,6 +134,14 @@ def test_a_resumed_trial_is_the_uninterrupted_one(arm, stop_after):
     assert all(torch.equal(v, results[-1].state()[k]) for k, v in resumed[-1].state().items())
 
 
+def test_without_validation_rows_nothing_stops_and_the_trained_student_is_what_one_gets():
+    given = context(validation=None)
+    asked = patient("as_printed", 2, 20)
+    end, start = last(train(asked, given)), last(train(replace(asked, epochs=0), given))
+    assert end.trained == 4
+    assert not any(torch.equal(v, start.state()[k]) for k, v in end.state().items() if k.startswith("model.weights"))
+
+
 def test_the_same_trial_twice_is_the_same():
     a, b = (last(train(config("attention_blend"), context())).state() for _ in range(2))
     assert all(torch.equal(a[k], b[k]) for k in a)
@@ -199,6 +207,16 @@ def test_shuffled_teachers_say_the_same_of_a_class_and_another_thing_of_a_row():
         assert not torch.equal(seed, own[0])
         for label in (0, 1):
             assert torch.equal(seed[y == label].sort(dim=0).values, own[0][y == label].sort(dim=0).values)
+
+
+def test_who_learns_in_sample_reads_what_teachers_say_of_their_own_rows_shuffled_or_not():
+    given = context()
+    teacher, y = given.teachers[0], torch.from_numpy(given.fit.y)
+    own = TablePack(replace(config("kd_uniform"), in_sample=True), given)._members[0]
+    assert torch.equal(own, torch.from_numpy(teacher.in_sample))
+    shuffled = TablePack(replace(config("kd_shuffled"), in_sample=True), given)._members[0]
+    assert torch.equal(shuffled[y == 1].sort(dim=0).values, own[y == 1].sort(dim=0).values)
+    assert TablePack(config("as_printed"), given)._config.in_sample
 
 
 # What is predicted

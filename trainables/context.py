@@ -45,11 +45,12 @@ class TableOutputs:
 class TrialConfig:
     """One configuration to train under the replicates of one pack.
 
-    hp: hyperparameters by name. teacher_rows: `none`, `own`, `shuffled_within_class` or `in_sample`. epochs: how far to
+    hp: hyperparameters by name. teacher_rows: `none`, `own` or `shuffled_within_class`. epochs: how far to
     train; of 0 only the first step is audited. horizon: epochs that the learning rate's schedule is laid out for.
     audit_at: epochs whose end is audited, besides the first step. dead_terms: terms declared to send no gradient.
     student: what the arm's student is, as in the study's `student`. evaluate_from: the first epoch that is measured on
     validation. patience: epochs without a better validation metric after which a seed stops, of families that can.
+    in_sample: whether it learns from what a table's teachers say of the rows that they were fitted on.
     """
 
     variant: str
@@ -61,6 +62,7 @@ class TrialConfig:
     evaluate_from: int = 1
     patience: int | None = None
     teacher_rows: str = "none"
+    in_sample: bool = False
     audit_at: tuple[int, ...] = ()
     dead_terms: tuple[str, ...] = ()
 

@@ -1,8 +1,8 @@
 """From a table's columns to what a network reads: fitted on the rows to fit on, and part of every student.
 
-Numbers are imputed by their median, made symmetric (Yeo-Johnson) and standardised, with an indicator where values were
-missing; categories are one-hot, and a category that was not there is a row of zeros. scikit-learn fits it; torch
-applies it, so that a deployed student needs nothing else.
+Numbers are imputed by their median, made symmetric (Yeo-Johnson), standardised and cut at 10, with an indicator where
+values were missing; categories are one-hot, and a category that was not there is a row of zeros. scikit-learn fits it;
+torch applies it, so that a deployed student needs nothing else.
 """
 
 import json
@@ -22,6 +22,7 @@ from trainables.datasets import Column
 MISSING = -1.0  # the code of a category that is not given
 MAX_CATEGORIES = 32  # of one column; the rarer ones share a feature
 FITTED_ON = 100_000  # rows, spread evenly, are enough to fit it
+FARTHEST = 10.0  # standard deviations: beyond what was fitted on, the transformation may grow without bound
 CHUNK = 65_536
 
 
@@ -82,7 +83,7 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         numbers = x[:, self.numbers]
         numbers = torch.where(torch.isnan(numbers), self.median, numbers)
-        numbers = (yeo_johnson(numbers, self.power) - self.mean) / self.scale
+        numbers = ((yeo_johnson(numbers, self.power) - self.mean) / self.scale).clamp(-FARTHEST, FARTHEST)
         gaps = torch.isnan(x[:, self.gaps])
         codes = torch.nan_to_num(x[:, self.of_column], nan=MISSING).long() + 1
         known = codes < self.of_code.shape[1]
@@ -132,7 +133,10 @@ def _fit_numbers(x: NDArray[np.float64]) -> tuple[NDArray[np.float64], dict[str,
         transformer.fit(imputer.transform(x))
     scaler = transformer._scaler
     moments = {"power": transformer.lambdas_, "mean": scaler.mean_, "scale": scaler.scale_}
-    return imputer.statistics_, {name: np.asarray(v, dtype=np.float64) for name, v in moments.items()}
+    found = {name: np.asarray(v, dtype=np.float64) for name, v in moments.items()}
+    broken = ~np.isfinite(np.stack(list(found.values()))).all(axis=0)  # values near the largest that there are
+    plain = {"power": 1.0, "mean": imputer.statistics_, "scale": np.nanmax(np.abs(x), axis=0)}
+    return imputer.statistics_, {name: np.where(broken, plain[name], v) for name, v in found.items()}
 
 
 def _fit_categories(

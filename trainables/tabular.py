@@ -95,7 +95,8 @@ class TablePack:
         self.training = list(range(len(replicates)))
         self._members, self._whose = self._fit_members(dtype)
         self._adam = StackedAdam(self.parameters, hp["learning_rate"], hp["weight_decay"])
-        self._curve = Curve(len(replicates), config.patience)
+        self._patience = config.patience if context.validation is not None else None  # nothing says when to stop
+        self._curve = Curve(len(replicates), self._patience)
         self._best = {name: p.detach().clone() for name, p in self._named()}
 
     @property
@@ -184,7 +185,7 @@ class TablePack:
         config, teachers = self._config, self._context.teachers
         if config.teacher_rows == "none":
             return None, torch.zeros(len(config.replicates), dtype=torch.int64)
-        said = [as_tensor(t.in_sample if config.teacher_rows == "in_sample" else t.fit).to(dtype) for t in teachers]
+        said = [as_tensor(t.in_sample if config.in_sample else t.fit).to(dtype) for t in teachers]
         whose = [r % len(teachers) for r in config.replicates]
         if config.teacher_rows == "shuffled_within_class":
             generators = [self._context.streams.generator("teacher rows", r) for r in config.replicates]
@@ -226,7 +227,7 @@ class TablePack:
                 self._best[name][[self.training[i] for i in improved]] = p.detach()[improved]
             if stopped:
                 self._drop(stopped)
-        if self._config.patience is None:
+        if self._patience is None:
             return {"val_auc": self._curve.last_auc.tolist(), "val_nll": self._curve.last_nll.tolist()}
         best = [float(self._curve.epoch)] * len(self._curve.last_auc)
         found = {"val_auc": self._curve.auc.tolist(), "val_nll": self._curve.nll.tolist(), "best_epoch": best}
@@ -245,7 +246,7 @@ class TablePack:
 
     def logits(self, x: NDArray[Any], teachers: NDArray[np.float32] | None = None) -> Tensor:
         """x: (n, features) encoded; teachers: (sets, n, teachers) for students that need them -> (S, n, 2)."""
-        weights = self._best if self._config.patience is not None else dict(self._named())
+        weights = self._best if self._patience is not None else dict(self._named())
         return two_class(self._scores(x, teachers, weights, range(len(self._config.replicates))))
 
     @torch.no_grad()
@@ -253,7 +254,7 @@ class TablePack:
         """(S, n, teachers) of rows, or None where the arm has no gate."""
         if self.gate is None:
             return None
-        model, gate = self._loaded(self._best if self._config.patience is not None else dict(self._named()))
+        model, gate = self._loaded(self._best if self._patience is not None else dict(self._named()))
         assert gate is not None
         parts = self._chunks(x)
         return torch.cat([gate(part, model.hidden(part)) for part in parts], dim=1)
@@ -282,7 +283,7 @@ class TablePack:
 
     def _as_fitted(self, said: Tensor, sets: Sequence[int]) -> Tensor:
         """Logits (S, n, teachers) on the scale that the arm was fitted on: uncalibrated where it learned in sample."""
-        if self._config.teacher_rows != "in_sample":
+        if not self._config.in_sample:
             return said
         platt = torch.stack([as_tensor(self._context.teachers[k].platt) for k in sets]).unsqueeze(1)
         return (said - platt[..., 1]) / platt[..., 0]
@@ -309,7 +310,7 @@ class TablePack:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next epoch depends on, and the encoder: `model.*` and `gate.*` are what is deployed."""
-        deployed = self._best if self._config.patience is not None else dict(self._named())
+        deployed = self._best if self._patience is not None else dict(self._named())
         current = {f"optimiser.current.{k}": p.detach().clone() for k, p in self._named()}
         moments = {f"optimiser.{k}": v.clone() for k, v in self._adam.state().items()}
         training = {"optimiser.training": torch.tensor(self.training, dtype=torch.int64)}

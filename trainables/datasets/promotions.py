@@ -1,4 +1,55 @@
-"""Promotional campaigns as a generated table: fitted on rows without a promotion, tested on rows with one."""
+"""Promotional campaigns as a generated table: fitted on rows without a promotion, tested on rows with one.
+
+| column  | Promo = 0                         | Promo = 1          | missing | what                           |
+|---------|-----------------------------------|--------------------|---------|--------------------------------|
+| Age     | normal(44, 15), 18 to 90, whole   | normal(40, 15)     |         | years                          |
+| Income  | lognormal(log 33,000, 0.5), whole | log 30,000         | 4 %     | a year                         |
+| Days    | exponential, mean 40, whole       | mean 55            |         | since the last interaction     |
+| Loyalty | beta(2, 2.5)                      | beta(2, 3)         | 2 %     | a score, 0 to 1                |
+| Basket  | lognormal(log 33, 0.6)            | the same           |         | value of the usual basket      |
+| Visits  | Poisson(gamma(2, 3)), mean 6      | the same           |         | of the site, last month        |
+| Holiday | 30 %                              | 50 %               |         | 1 on a holiday, 0 on a weekday |
+| Channel | .15, .35, .30, .20                | .20, .25, .25, .30 |         | Email, Store, App, Social      |
+| Promo   | 0                                 | 1                  |         | constant in each split         |
+
+Columns are drawn independently, and values go missing at random. A customer decides in one of two ways, both steered
+by an inclination that is linear in Loyalty, log(1 + Days) and log(Income):
+- by plan (9 % buy), a sharp rule: customer and offer must match in three pairs of columns that say next to nothing
+  one by one. The loyal buy after a pause and others at once; the young by App or Social and others by Email or Store;
+  who visits often buys small baskets and others large ones.
+- on impulse (16 % buy), a noisy step: above some inclination four in ten buy, far below it almost nobody.
+
+Under a promotion Days counts for less and Income for nothing, a pause is longer, and the same customers buy more
+often either way.
+
+The dial, `specialisation`: 30 % of the rows without a promotion decide on impulse at every setting. At 0 these are any
+rows, and Holiday says nothing; at 1 they are the holidays. Boosting finds the interactions, which a forest's trees,
+with a few random columns at each split, mostly miss. Where labels are noisy it learns the noise that a forest averages
+out, the more so the more rows buy: its leaves must hold a sum of p(1 - p) of 1. Hence the 16 %.
+
+Measured with XGBClassifier and RandomForestClassifier, library defaults, fitted on 4,000 rows: AUC on 40,000 test rows,
+mean (standard deviation) over 20 random states, by `python -m tests.test_promotions 20`.
+
+|                                          | dial at 0        | dial at 1       |
+|------------------------------------------|------------------|-----------------|
+| weekdays: XGBoost                        | 0.7527 (0.0097)  | 0.8555 (0.0166) |
+| weekdays: forest                         | 0.7332 (0.0086)  | 0.7781 (0.0124) |
+| holidays: XGBoost                        | 0.7523 (0.0098)  | 0.7331 (0.0149) |
+| holidays: forest                         | 0.7322 (0.0093)  | 0.7523 (0.0121) |
+| all: XGBoost                             | 0.7524 (0.0083)  | 0.7941 (0.0105) |
+| all: forest                              | 0.7327 (0.0083)  | 0.7709 (0.0086) |
+| all: plain average                       | 0.7511 (0.0068)  | 0.7891 (0.0084) |
+| gain of weights 0.8 and 0.2 over it      | -0.0106 (0.0021) | 0.0082 (0.0041) |
+| the same, teachers calibrated (Platt)    | -0.0053 (0.0013) | 0.0036 (0.0019) |
+| gain of the best gate                    | 0.0000 (0.0000)  | 0.0076 (0.0038) |
+| the same, teachers calibrated            | 0.0000 (0.0001)  | 0.0022 (0.0019) |
+| XGBoost on rows without a promotion      | 0.7775 (0.0054)  | 0.8484 (0.0087) |
+| XGBoost fitted on 4,000 rows with one    | 0.7734 (0.0100)  | 0.8089 (0.0066) |
+
+The weights are XGBoost's on weekdays and on holidays. The best gate is the best pair of weights, each 0, 0.2, ... 1,
+against the best single one, chosen on the test rows. At 0 XGBoost is ahead everywhere alike, and two weights only make
+the segments' scores less comparable.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +76,7 @@ COLUMNS = (
     Column("Promo"),
 )
 MISSING = {"Income": 0.04, "Loyalty": 0.02}  # the share of rows without a value
-HOLIDAYS = 0.3  # the share of holidays without a promotion, and of impulse purchases at every setting of the dial
+HOLIDAYS = 0.3  # share of rows without a promotion that are holidays, and of those decided on impulse
 
 
 def load(spec: Mapping[str, Any]) -> Dataset:
@@ -102,6 +153,7 @@ def chance(x: Floats, specialisation: float) -> Floats:
 
 
 def _fingerprints(x: Floats, first: int) -> NDArray[np.int64]:
+    """(rows,) of each row's cells and its number, from `first` on; two rows share one by a chance of 2^-64."""
     hashed = np.arange(first, first + len(x), dtype=np.uint64)
     for column in x.T:
         hashed = _scrambled(hashed ^ column.view(np.uint64))
@@ -109,6 +161,7 @@ def _fingerprints(x: Floats, first: int) -> NDArray[np.int64]:
 
 
 def _scrambled(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The same bits mixed, one to one: the last step of SplitMix64 (Steele, Lea and Flood, 2014)."""
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return bits ^ (bits >> np.uint64(31))
