@@ -33,7 +33,7 @@ from analysis.statistics import (
 )
 from search.ledger import ENSEMBLE, Ledger, RunRecord
 from search.selection import Winner, deployed, fair_limit, search_spend, select, within
-from spaces import A_A_CONTROL, BASELINE, Study, load_study
+from spaces import A_A_CONTROL, BASELINE, Study, is_at_limit, load_study
 
 Units = NDArray[np.float64]
 Json = dict[str, Any]
@@ -310,7 +310,8 @@ class _Comparison:
             return None
         winner, confirmed = deployed(self.chosen, arm), self.tuned[arm]
         config = winner.candidate.config
-        edges = [n for n, d in self.study.arms[arm].space.items() if d.at_edge(config[n])]
+        space = self.study.arms[arm].space
+        edges = [n for n, d in space.items() if d.at_edge(config[n]) and not is_at_limit(n, d, config[n])]
         own = [self.chosen[key] for key in sorted(self.chosen) if key[0] == arm]
         result: Json = {
             "mean": None,

@@ -11,6 +11,7 @@ from search.ledger import RunRecord
 
 Json = dict[str, Any]
 ALL = "all rows"
+SAME = 1e-4  # of mean gates in float32
 
 
 def by_segment(
@@ -65,7 +66,7 @@ def _is_global(runs: Sequence[RunRecord], names: Iterable[str], parts: Iterable[
     """Whether the gate is the same in every segment, so that one row says all."""
     each = [(f"gate {name}", [f"gate {name} | {part}" for part in parts if part != ALL]) for name in names]
     return bool(runs) and all(
-        abs(r.metrics.get(key, 0.0) - r.metrics[whole]) < 1e-6
+        abs(r.metrics.get(key, 0.0) - r.metrics[whole]) < SAME
         for r in runs
         for whole, keys in each
         if r.metrics.get(whole) is not None

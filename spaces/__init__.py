@@ -1,5 +1,6 @@
 """What to search: studies, arms, spaces and published numbers. One file per built-in study."""
 
+from spaces.families import is_at_limit
 from spaces.load import BUILT_IN, BadInput, adjust, load_study, nearest, to_yaml
 from spaces.space import Choice, Range, Space
 from spaces.study import A_A_CONTROL, BASELINE, Arm, Budget, Claim, Effect, Published, Study
@@ -19,6 +20,7 @@ __all__ = [
     "Space",
     "Study",
     "adjust",
+    "is_at_limit",
     "load_study",
     "nearest",
     "to_yaml",

@@ -10,7 +10,7 @@ import pydantic
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from spaces.space import STRICT
+from spaces.space import STRICT, Choice, Range
 
 Positive = pydantic.PositiveInt
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -107,6 +107,16 @@ LIMITS: dict[str, tuple[float, float, bool]] = {
     "blend_weight": (0.0, 1.0, False),
     "dropout": (0.0, 0.95, False),
 }
+
+
+def is_at_limit(name: str, dimension: Range | Choice, value: object) -> bool:
+    """Whether a value lies at an end of its range beyond which there is nothing: a dropout of 0 cannot be lower."""
+    if not isinstance(dimension, Range) or name not in LIMITS or not isinstance(value, int | float):
+        return False
+    low, high, _ = LIMITS[name]
+    return dimension.low <= low if dimension.fraction(value) < 0.5 else dimension.high >= high
+
+
 LEAST_BATCH = {"mlp": 1, "vision": 2, "tabular": 1}  # a batch norm cannot train on one image
 FULL_BATCH = "full"  # all rows in one step, of a table
 # `kd` weighs cross-entropy by what its own weight leaves of 1.

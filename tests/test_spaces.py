@@ -9,7 +9,19 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spaces import A_A_CONTROL, BASELINE, BUILT_IN, BadInput, Budget, Choice, Range, adjust, load_study, to_yaml
+from spaces import (
+    A_A_CONTROL,
+    BASELINE,
+    BUILT_IN,
+    BadInput,
+    Budget,
+    Choice,
+    Range,
+    adjust,
+    is_at_limit,
+    load_study,
+    to_yaml,
+)
 from spaces.families import WEIGHS_TEACHERS, CsvTable
 
 STUDY = load_study("mlp-ensemble")
@@ -699,3 +711,17 @@ def test_a_value_close_to_a_bound_is_at_the_edge(dimension, value, edge):
 def test_a_choice_takes_each_value_for_an_equal_part_of_the_fraction(u):
     choices = ("a", "b", "c", "d")
     assert Choice(choices).at(u) == choices[min(math.floor(4 * u), 3)]
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high", "value", "at_limit"),
+    [
+        ("dropout", 0.0, 0.5, 0.01, True),  # there is no dropout below 0
+        ("dropout", 0.0, 0.5, 0.49, False),
+        ("dropout", 0.1, 0.5, 0.11, False),
+        ("blend_weight", 0.0, 1.0, 0.99, True),
+        ("learning_rate", 1e-4, 1e-2, 1e-4, False),
+    ],
+)
+def test_an_end_beyond_which_there_is_nothing_is_no_edge(name, low, high, value, at_limit):
+    assert is_at_limit(name, Range(low, high), value) is at_limit
