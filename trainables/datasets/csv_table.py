@@ -71,8 +71,7 @@ def _load(path: Path, spec: Mapping[str, Any], progress: Say | None) -> Dataset:
     numbered = pd.DataFrame(x, index=np.flatnonzero(kept), copy=False)
     identity = pd.util.hash_pandas_object(numbered).to_numpy().view(np.int64)
     parts = _split(y, shifted, spec)
-    seen = np.concatenate(parts[:2])  # a hint to the user must not come from test labels
-    notes += [*_notes_on_columns(columns, x[seen], y[seen]), *_notes_on_splits(columns, x, *parts)]
+    notes += [*_notes_on_columns(columns, x, y, np.concatenate(parts[:2])), *_notes_on_splits(columns, x, *parts)]
     train, validation, test = (Rows(x[part], y[part], identity[part]) for part in parts)
     return Dataset(2, train, validation, test, None, columns, tuple(_names(spec, "segments")), tuple(notes))
 
@@ -411,18 +410,19 @@ def _refuse_small(split: str, rows: Indices, y: Indices, instead: str) -> None:
 # What a reader of the result must know
 
 
-def _notes_on_columns(columns: Sequence[Column], x: Floats, y: Indices) -> Iterator[str]:
+def _notes_on_columns(columns: Sequence[Column], x: Floats, y: Indices, seen: Indices) -> Iterator[str]:
+    """seen: the rows whose labels may be looked at, which are not those of the test split."""
     missing = np.isnan(x).sum(axis=0)
     if missing.any():
         counts = [f"{column.name} ({n:,})" for column, n in zip(columns, missing, strict=True) if n]
-        yield f"Missing cells by column, of {len(x):,} rows to train and validate on: {shortened(counts)}."
+        yield f"Missing cells by column, of {len(x):,} rows: {shortened(counts)}."
     for column, values, given in zip(columns, x.T, len(x) - missing, strict=True):
         if len(column.categories) > given / 2:
             yield (
                 f"Column {column.name} has {len(column.categories):,} different values in {given:,} rows: if it is an "
                 "id, put it under drop."
             )
-        elif _predicts_perfectly(values, y, bool(column.categories)):
+        elif _predicts_perfectly(values[seen], y[seen], bool(column.categories)):
             yield (
                 f"Column {column.name} predicts the target perfectly: if it is not known at prediction time, put it "
                 "under drop."
