@@ -38,6 +38,7 @@ from spaces import A_A_CONTROL, BASELINE, Study, is_at_limit, load_study
 Units = NDArray[np.float64]
 Json = dict[str, Any]
 BEST_OF_EPOCHS = "max_over_epochs_on_test"
+LEAST_OF_A_SHIFT = 200  # test rows of each class (METHOD, "Tables")
 STARVED = 1e-4  # as in trainables.audit, which this layer does not import: it would take seconds
 
 
@@ -253,6 +254,8 @@ class _Comparison:
         verdict: str | None = arm_verdict(
             difference.total, p_adjusted, level, margin, equivalence_margin=self.study.margin
         )
+        if self._too_few_to_judge():
+            verdict = None
         if self.study.budget.subsearches == 1:
             verdict = None
             self.notes.append(
@@ -277,6 +280,21 @@ class _Comparison:
             "verdict": verdict,
             "seeds_to_settle": settle,
         }
+
+    def _too_few_to_judge(self) -> bool:
+        """Whether the test split of a shift has too few rows of a class, and the user has asked for it all the same.
+
+        The interval of an AUC leans on its rarer class, and what the shift leaves cannot be drawn again.
+        """
+        if self.labels is None or not getattr(self.study.data, "shift", None):
+            return False
+        fewest = int(np.bincount(self.labels, minlength=2).min())
+        if fewest < LEAST_OF_A_SHIFT:
+            self.notes.append(
+                f"no verdicts: the shift leaves {fewest} test rows of one class, and under {LEAST_OF_A_SHIFT} nothing "
+                "is called better, worse or equal"
+            )
+        return fewest < LEAST_OF_A_SHIFT
 
     def _population(self, arm: str) -> Json | None:
         """The same difference on fresh rows of a generated population, where there are any."""
@@ -436,6 +454,7 @@ class _Comparison:
             differences.append(_between(one, other) if one and other and whole else None)
         p = [None if d is None else d.total.p_value() for d in differences]
         adjusted, margin = holm(p), self._margin(self._differences())
+        silent = self._too_few_to_judge()
         results = []
         for (a, b, question), d, raw, corrected in zip(self.study.contrasts, differences, p, adjusted, strict=True):
             level = family_level(raw, corrected, max(1, len(p)))
@@ -449,7 +468,7 @@ class _Comparison:
                     "p_value": raw,
                     "p_adjusted": corrected,
                     "answer": None
-                    if d is None
+                    if d is None or silent
                     else arm_verdict(d.total, corrected, level, margin, equivalence_margin=self.study.margin),
                 }
             )

@@ -121,7 +121,7 @@ def _ablation(result: Json, unit: Unit) -> Table:
 def _verdict(arm: Json) -> Text:
     if arm["delta_vs_baseline"] is None:
         return Text("baseline" if arm["arm"] == "hard_labels" else "-", style="dim")
-    return Text(str(arm["verdict"]), style=COLOURS.get(arm["verdict"], ""))
+    return Text(arm["verdict"] or "none", style=COLOURS.get(arm["verdict"] or "", "dim"))
 
 
 def _sentences(result: Json, unit: Unit) -> list[Text]:

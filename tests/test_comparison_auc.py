@@ -8,6 +8,7 @@ import re
 
 import numpy as np
 import pytest
+import yaml
 from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
@@ -277,6 +278,22 @@ def test_two_searches_that_differ_widen_what_is_better_and_not_what_is_equivalen
     assert contrast(result, "kd_uniform - hard_labels")["answer"] == "indistinguishable"
     assert arm(result, "label_smoothing")["verdict"] == "equivalent"
     assert contrast(result, "attention_blend - uniform_blend")["answer"] == "equivalent"
+
+
+@pytest.mark.parametrize(("shift", "judged"), [(None, True), ("amount > 3", False)])
+def test_a_shift_with_few_rows_of_a_class_has_figures_and_no_verdicts(tmp_path, shift, judged):
+    """140 positives: a stratified split of a small table is judged, a shift that was accepted by hand is not."""
+    world = World()
+    confirmed(tmp_path / "run", world, of_strengths(world, kd_uniform=1.5))
+    given = {"kind": "csv", "path": "t.csv", "target": "y", "shift": shift, "least_test_positives": 10}
+    study = yaml.safe_load((tmp_path / "run/study.yaml").read_text())
+    (tmp_path / "run/study.yaml").write_text(yaml.safe_dump({**study, "data": given}))
+    result = compare(tmp_path / "run")
+    assert (world.labels == 1).sum() < 200
+    assert arm(result, "kd_uniform")["delta_vs_baseline"]["ci95"] is not None
+    assert arm(result, "kd_uniform")["verdict"] == ("better" if judged else None)
+    assert (contrast(result, "kd_uniform - hard_labels")["answer"] is None) is not judged
+    assert any("no verdicts" in note for note in result["notes"]) is not judged
 
 
 def test_searches_that_agree_leave_the_studys_margin(tmp_path):
