@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.statistics import Spread, family_level, holm, over_seeds, over_seeds_and_rows
+from analysis.statistics import Spread, family_level, holm, over_seeds, over_seeds_and_rows, pair
 from search.ledger import RunRecord
 from spaces import Effect
 
@@ -114,9 +114,9 @@ def effects(asked: Sequence[Effect], correct: Mapping[str, tuple[list[int], NDAr
                 "effect": effect.name,
                 "arms": effect.arms,
                 "mean": None if m is None else m[0].mean,
-                "ci95": None if m is None else _pair(m[0].interval()),
-                "ci95_family": None if m is None else _pair(m[0].interval(level)),
-                "ci95_seeds": None if m is None else _pair(m[1].interval()),
+                "ci95": None if m is None else pair(m[0].interval()),
+                "ci95_family": None if m is None else pair(m[0].interval(level)),
+                "ci95_seeds": None if m is None else pair(m[1].interval()),
                 "p_value": raw,
                 "p_adjusted": corrected,
             }
@@ -149,8 +149,4 @@ def one_seed(seeds: Spread) -> list[float] | None:
 
 def _over_seeds(values: Sequence[float]) -> Json:
     seeds = over_seeds(values)
-    return {"mean": seeds.mean, "ci95_seeds": _pair(seeds.interval())}
-
-
-def _pair(interval: tuple[float, float] | None) -> list[float] | None:
-    return None if interval is None else [float(interval[0]), float(interval[1])]
+    return {"mean": seeds.mean, "ci95_seeds": pair(seeds.interval())}

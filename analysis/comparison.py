@@ -26,6 +26,7 @@ from analysis.statistics import (
     over_seeds,
     over_seeds_and_rows,
     over_winners,
+    pair,
     paired,
     ratio,
     seeds_to_settle,
@@ -270,9 +271,9 @@ class _Comparison:
         return {
             "delta_vs_baseline": {
                 "mean": difference.total.mean,
-                "ci95": _pair(difference.total.interval()),
-                "ci95_seeds": _pair(difference.without_rows.interval()),
-                "ci95_family": _pair(difference.total.interval(level)),
+                "ci95": pair(difference.total.interval()),
+                "ci95_seeds": pair(difference.without_rows.interval()),
+                "ci95_family": pair(difference.total.interval(level)),
                 "p_value": p,
                 "p_adjusted": p_adjusted,
             },
@@ -303,7 +304,7 @@ class _Comparison:
         difference = self._differences("population").get(arm)
         if difference is None:
             return None
-        return {"mean": difference.total.mean, "ci95": _pair(difference.total.interval())}
+        return {"mean": difference.total.mean, "ci95": pair(difference.total.interval())}
 
     def _configuration(self, confirmed: Confirmed | None, config: Mapping[str, Any] | None) -> Json | None:
         """One given configuration under the confirmation seeds."""
@@ -314,8 +315,8 @@ class _Comparison:
         whole, seeds = over_seeds_and_rows(confirmed.flat), over_seeds(confirmed.flat.mean(axis=1))
         return {
             "mean": whole.mean,
-            "ci95": _pair(whole.interval()),
-            "ci95_seeds": _pair(seeds.interval()),
+            "ci95": pair(whole.interval()),
+            "ci95_seeds": pair(seeds.interval()),
             "one_seed95": beside.one_seed(seeds),
             "n": len(confirmed.runs),
             "config": dict(config),
@@ -354,8 +355,8 @@ class _Comparison:
             self.notes.append(f"{arm}: one seed is confirmed, so there is no interval")
         result |= {
             "mean": whole.mean,
-            "ci95": _pair(whole.interval()),
-            "ci95_seeds": _pair(seeds.interval()),
+            "ci95": pair(whole.interval()),
+            "ci95_seeds": pair(seeds.interval()),
             "n": len(confirmed.runs),
             "winner_means": [float(g.mean()) for g in confirmed.groups],
             "population": self._mean_of(confirmed.runs, f"population_{self.study.metric}"),
@@ -409,8 +410,8 @@ class _Comparison:
                     "source": claim.source,
                     "published": claim.gain,
                     "measured": None if difference is None else difference.total.mean,
-                    "ci95": _pair(interval),
-                    "ci95_seeds": None if difference is None else _pair(difference.without_rows.interval(level)),
+                    "ci95": pair(interval),
+                    "ci95_seeds": None if difference is None else pair(difference.without_rows.interval(level)),
                     "p_adjusted": corrected,
                     "notes": claim.notes,
                     "sign_flip_p": None if difference is None else self._sign_flip(claim.better, claim.worse),
@@ -443,7 +444,7 @@ class _Comparison:
         if a is None or b is None or a.seeds != b.seeds:
             return None
         difference = paired(a.flat, b.flat)
-        return {"mean": difference.total.mean, "ci95": _pair(difference.total.interval())}
+        return {"mean": difference.total.mean, "ci95": pair(difference.total.interval())}
 
     def _contrasts(self) -> list[Json]:
         """Questions of their own, in a family of their own."""
@@ -463,8 +464,8 @@ class _Comparison:
                     "contrast": f"{a} - {b}",
                     "question": question,
                     "mean": None if d is None else d.total.mean,
-                    "ci95": None if d is None else _pair(d.total.interval()),
-                    "ci95_family": None if d is None else _pair(d.total.interval(level)),
+                    "ci95": None if d is None else pair(d.total.interval()),
+                    "ci95_family": None if d is None else pair(d.total.interval(level)),
                     "p_value": raw,
                     "p_adjusted": corrected,
                     "answer": None
@@ -511,7 +512,7 @@ class _Comparison:
             on_fresh = float(np.mean([self._units(c[None], fresh).mean() for (_, m), c in population.items() if m < 0]))
         return {
             "published": self.study.published_teacher,
-            "ensemble": {"mean": whole.mean, "ci95": _pair(whole.interval()), "n": len(sets)},
+            "ensemble": {"mean": whole.mean, "ci95": pair(whole.interval()), "n": len(sets)},
             "ensemble_population": on_fresh,
             "members": {"mean": float(np.mean(members)), "min": min(members), "max": max(members), "n": len(members)}
             if members
@@ -540,7 +541,7 @@ class _Comparison:
         return {
             "published": published,
             "measured": share.value,
-            "ci95_seeds": _pair((share.low, share.high) if share.low is not None and share.high is not None else None),
+            "ci95_seeds": pair((share.low, share.high) if share.low is not None and share.high is not None else None),
             "reason": share.reason,
         }
 
@@ -566,7 +567,3 @@ def _between(a: Confirmed, b: Confirmed) -> Difference:
     if len(common) < 2:
         return between_arms(a.groups, b.groups) if len(a.seeds) == len(b.seeds) else paired(a.flat[:1], b.flat[:1])
     return paired(a.flat[[a.seeds.index(s) for s in common]], b.flat[[b.seeds.index(s) for s in common]])
-
-
-def _pair(interval: tuple[float, float] | None) -> list[float] | None:
-    return None if interval is None else [float(interval[0]), float(interval[1])]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.statistics import auc_units, over_seeds, over_seeds_and_rows
+from analysis.statistics import auc_units, over_seeds, over_seeds_and_rows, pair
 from search.ledger import RunRecord
 
 Json = dict[str, Any]
@@ -51,7 +51,7 @@ def by_segment(
                     "segment": part,
                     "rows": int(mask.sum()),
                     "teachers": {
-                        name: {"gate": g.mean, "ci95_seeds": _pair(g.interval()), "auc": auc.get(name)}
+                        name: {"gate": g.mean, "ci95_seeds": pair(g.interval()), "auc": auc.get(name)}
                         for name, g in gate.items()
                     },
                     "prefers": prefers,
@@ -93,7 +93,3 @@ def _quality(
         if interval is None or interval[0] <= 0:
             return auc, None
     return auc, first
-
-
-def _pair(interval: tuple[float, float] | None) -> list[float] | None:
-    return None if interval is None else [float(interval[0]), float(interval[1])]

@@ -76,6 +76,11 @@ class Ratio:
     reason: str | None
 
 
+def pair(interval: tuple[float, float] | None) -> list[float] | None:
+    """An interval as JSON has it: [low, high] or None."""
+    return None if interval is None else [float(interval[0]), float(interval[1])]
+
+
 def over_seeds(values: npt.ArrayLike) -> Spread:
     """Mean of `values` (S,), one a seed, with variance s^2 / S and S - 1 degrees of freedom.
 

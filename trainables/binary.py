@@ -13,6 +13,13 @@ Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 CALIBRATION_BINS = 15
+SMALLEST = 1e-7  # a mean of probabilities is kept so far from 0 and 1
+
+
+def mean_of_teachers(logits: ArrayLike) -> Array:
+    """The plain average of probabilities as a logit: logits (n, teachers) of class 1 -> (n,), finite."""
+    mean = special.expit(np.asarray(logits, dtype=np.float64)).mean(axis=1)
+    return np.asarray(special.logit(mean.clip(SMALLEST, 1 - SMALLEST)))
 
 
 def auc(scores: ArrayLike, labels: ArrayLike) -> Array:

@@ -12,7 +12,7 @@ from trainables.context import Context, EpochResult, TrialConfig
 from trainables.datasets import Scaling, refuse_overlap
 from trainables.evaluation import validation_metrics
 from trainables.losses import cross_entropy, is_finite
-from trainables.models.mlp import StackedMLP, parameter_count
+from trainables.models.mlp import parameter_count, single_of
 from trainables.packing import Loss, Pack, shuffled_within_class
 from trainables.variants import VARIANTS, Outputs
 
@@ -78,11 +78,7 @@ class Student(nn.Module):
     def __init__(self, state: Mapping[str, Tensor], seed: int) -> None:
         """state: of an `EpochResult`; seed: its place in the pack."""
         super().__init__()
-        weights = {k.removeprefix("model."): v[seed : seed + 1] for k, v in state.items() if k.startswith("model.")}
-        shapes = [weights[f"weights.{i}"].shape for i in range(len(weights) // 2)]
-        stacked = StackedMLP([shapes[0][1], *(shape[2] for shape in shapes)], 1)
-        stacked.load_state_dict(weights)
-        self.layers = stacked.single(0)
+        self.layers = single_of(state, seed)
         self.register_buffer("mean", state["scaling.mean"].float())
         self.register_buffer("scale", state["scaling.scale"].float())
 

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from trainables.audit import BATCH, DeadTerm, TermAudit, audit, audit_batches
-from trainables.binary import auc
+from trainables.binary import auc, mean_of_teachers
 from trainables.context import Context, EpochResult, TrialConfig
 from trainables.datasets import refuse_overlap
 from trainables.early_stopping import Curve
 from trainables.encoding import Encoder
 from trainables.losses import cross_entropy, is_finite
 from trainables.models.gate import Gate
-from trainables.models.mlp import StackedMLP, parameter_count
+from trainables.models.mlp import StackedMLP, parameter_count, single_of
 from trainables.packing import StackedAdam, dropout_masks, shuffled_within_class
 from trainables.streams import Streams
 from trainables.variants import BLENDS, GATES, REFERENCES, VARIANTS, Outputs, Terms, blended
@@ -388,16 +388,11 @@ def _combined(config: TrialConfig, context: Context, replicate: int) -> Any:
         place = teacher.names.index(config.hp["teacher"])
         return lambda said: said[:, place]
     if config.variant == "uniform_mix":
-        return lambda said: _logit((1 / (1 + np.exp(-said))).mean(axis=1))
+        return mean_of_teachers
     from sklearn.linear_model import LogisticRegression
 
     stack = LogisticRegression(C=1e4, max_iter=1000).fit(teacher.fit, context.fit.y)
     return lambda said: stack.decision_function(said)
-
-
-def _logit(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    p = p.clip(1e-7, 1 - 1e-7)
-    return np.log(p) - np.log1p(-p)
 
 
 class Student(nn.Module):
@@ -407,13 +402,9 @@ class Student(nn.Module):
     """
 
     def __init__(self, state: Mapping[str, Tensor], seed: int) -> None:
-        """state: of an `EpochResult`; seed: its place in the pack. Raises ValueError for a student with a gate."""
+        """state: of an `EpochResult`; seed: its place in the pack."""
         super().__init__()
-        weights = {k.removeprefix("model."): v[seed : seed + 1] for k, v in state.items() if k.startswith("model.")}
-        shapes = [weights[f"weights.{i}"].shape for i in range(len(weights) // 2)]
-        stacked = StackedMLP([shapes[0][1], *(shape[2] for shape in shapes)], 1)
-        stacked.load_state_dict(weights)
-        self.layers = stacked.single(0)
+        self.layers = single_of(state, seed)
         self.encoder = Encoder.of({k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")})
 
     def forward(self, x: Tensor) -> Tensor:

@@ -200,12 +200,7 @@ def uniform_blend(student: Outputs, teacher: Outputs | None, labels: Tensor, hp:
 
 def as_printed(student: Outputs, teacher: Outputs | None, labels: Tensor, hp: HyperParameters) -> Terms:
     """Study 2 as its article prints it: BCE(output) + kl_weight x a one-sided "KL" of the mix from the output."""
-    assert teacher is not None
-    output, mix = blended(student, teacher, hp)
-    return {
-        "ce": Term(binary_cross_entropy(output, labels), 1.0),
-        "kl": Term(one_sided_kl(mix, output), hp["kl_weight"]),
-    }
+    return _blend(student, teacher, labels, hp, one_sided_kl)
 
 
 def blended(student: Outputs, teacher: Outputs, hp: HyperParameters) -> tuple[Tensor, Tensor]:
@@ -219,12 +214,18 @@ def blended(student: Outputs, teacher: Outputs, hp: HyperParameters) -> tuple[Te
     return hp["blend_weight"] * own + (1.0 - hp["blend_weight"]) * mix, mix
 
 
-def _blend(student: Outputs, teacher: Outputs | None, labels: Tensor, hp: HyperParameters) -> Terms:
+def _blend(
+    student: Outputs,
+    teacher: Outputs | None,
+    labels: Tensor,
+    hp: HyperParameters,
+    divergence: Callable[[Tensor, Tensor], Tensor] = bernoulli_kl,
+) -> Terms:
     assert teacher is not None
     output, mix = blended(student, teacher, hp)
     return {
         "ce": Term(binary_cross_entropy(output, labels), 1.0),
-        "kl": Term(bernoulli_kl(mix, output), hp["kl_weight"]),
+        "kl": Term(divergence(mix, output), hp["kl_weight"]),
     }
 
 

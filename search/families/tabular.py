@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from search.ledger import ENSEMBLE
 from spaces import BadInput, Study
 from trainables import tabular
-from trainables.binary import best_threshold, binary_metrics
+from trainables.binary import best_threshold, binary_metrics, mean_of_teachers
 from trainables.context import EpochResult, TableOutputs, TrialConfig
 from trainables.datasets import Dataset, Rows, load
 from trainables.encoding import Encoder
@@ -99,9 +99,7 @@ def judge_teacher(
 ) -> tuple[dict[int, NDArray[Any]], dict[int, dict[str, Any]]]:
     """Each model's logits and those of their plain average; facts: name, quality, bytes and milliseconds a row."""
     logits = teacher.logits(rows.x)
-    probs = 1 / (1 + np.exp(-logits.astype(np.float64)))
-    mean = np.clip(probs.mean(axis=1), 1e-7, 1 - 1e-7)
-    predicted = {ENSEMBLE: (np.log(mean) - np.log1p(-mean)).astype(np.float32)}
+    predicted = {ENSEMBLE: mean_of_teachers(logits).astype(np.float32)}
     predicted |= {m: logits[:, m] for m in range(len(teacher.names))}
     facts: dict[int, dict[str, Any]] = {}
     for member, scores in predicted.items():

@@ -5,7 +5,7 @@ A pack of eight costs about what one costs alone, because at this size a step is
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +68,15 @@ class StackedMLP(nn.Module):
                 linear.bias.copy_(bias[seed, 0])
             layers += [linear, nn.ReLU()]
         return nn.Sequential(*layers[:-1])
+
+
+def single_of(state: Mapping[str, Tensor], seed: int) -> nn.Sequential:
+    """One seed's network from a pack's state, whose entries are `model.weights.0`, `model.biases.0` and so on."""
+    weights = {k.removeprefix("model."): v[seed : seed + 1] for k, v in state.items() if k.startswith("model.")}
+    shapes = [weights[f"weights.{i}"].shape for i in range(len(weights) // 2)]
+    stacked = StackedMLP([shapes[0][1], *(shape[2] for shape in shapes)], 1)
+    stacked.load_state_dict(weights)
+    return stacked.single(0)
 
 
 def parameter_count(widths: Sequence[int]) -> int:
