@@ -12,9 +12,12 @@ Heavy imports wait until a command needs them, so that `distune --help` answers 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -53,6 +56,7 @@ def sweep(
     cpus_per_trial: float = 1.0,
     gpus_per_trial: float = 0.0,
     address: str | None = None,
+    epoch_timeout: float = 3600.0,
     verbose: bool = False,
     quiet: bool = False,
 ) -> Run:
@@ -77,16 +81,16 @@ def sweep(
     from search.progress import Progress
 
     folder = Path(out) if out is not None else path.default_run_folder(adjusted.name)
-    options = path.Options(cpus_per_trial, gpus_per_trial, max_concurrent, address, verbose)
+    options = path.Options(cpus_per_trial, gpus_per_trial, max_concurrent, address, verbose, epoch_timeout)
     path.start(adjusted, folder, seed, options, Progress(quiet))
     return Run(folder)
 
 
 def open_run(path: str | Path) -> Run:
-    """An existing run folder. Raises search.ledger.NotALedger where it is none."""
+    """An existing run folder. Raises search.ledger.NotALedger where it is none, or its ledger is damaged."""
     from search.ledger import Ledger
 
-    Ledger.open(Path(path)).close()
+    Ledger.open(Path(path), check=True).close()
     return Run(Path(path))
 
 
@@ -211,6 +215,7 @@ def sweep_command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="A small budget for a first look.")] = False,
     as_json: AsJson = False,
+    epoch_timeout: Annotated[float, typer.Option(help="Seconds after which an epoch counts as hanging.")] = 3600.0,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what Ray and the workers say.")] = False,
 ) -> None:
     """Search every arm with the same budget, confirm the best under fresh seeds, and compare.
@@ -233,7 +238,11 @@ def sweep_command(
         seeds_per_trial=seeds_per_trial,
         confirm_seeds=confirm_seeds,
     )
-    for flag, value in (("--max-concurrent", max_concurrent), ("--cpus-per-trial", cpus_per_trial)):
+    for flag, value in (
+        ("--max-concurrent", max_concurrent),
+        ("--cpus-per-trial", cpus_per_trial),
+        ("--epoch-timeout", epoch_timeout),
+    ):
         if value is not None and value <= 0:
             raise BadInput(f"{flag} must be above 0, got {value}")
     if gpus_per_trial < 0:
@@ -250,7 +259,7 @@ def sweep_command(
     from search.sweep import default_run_folder
 
     folder = out or default_run_folder(chosen.name)
-    try:
+    with _leaving(folder):
         run = sweep(
             chosen,
             out=folder,
@@ -259,29 +268,62 @@ def sweep_command(
             cpus_per_trial=cpus_per_trial,
             gpus_per_trial=gpus_per_trial,
             address=address,
+            epoch_timeout=epoch_timeout,
             verbose=verbose,
         )
-    except BadInput:
-        raise
-    except (Exception, KeyboardInterrupt) as error:
-        _leave(folder, error)
     _finish(run, as_json)
 
 
+Force = Annotated[
+    bool, typer.Option("--force", help="Go on although the code that trains, or study.yaml, is not what it was.")
+]
+
+
 @app.command()
-def resume(run: RunArgument, as_json: AsJson = False) -> None:
+def resume(run: RunArgument, force: Force = False, as_json: AsJson = False) -> None:
     """Go on with a sweep that was stopped, from its ledger; what is finished is not done again."""
     opened = open_run(run)
     from search.progress import Progress
     from search.sweep import resume as go_on
-    from spaces import BadInput
 
-    try:
-        go_on(run, Progress())
-    except BadInput:
-        raise
-    except (Exception, KeyboardInterrupt) as error:
-        _leave(run, error)
+    with _leaving(run):
+        go_on(run, Progress(), force)
+    _finish(opened, as_json)
+
+
+@app.command()
+def extend(
+    run: RunArgument,
+    confirm_seeds: Annotated[
+        str | None, typer.Option(metavar="+N", help="More confirmation seeds: +40, or a new total.")
+    ] = None,
+    seed_epochs: Annotated[
+        str | None, typer.Option(metavar="+N", help="More budget of each searched arm: +4000, or a new total.")
+    ] = None,
+    arms: Annotated[str | None, typer.Option(help="Arms to add, separated by commas.")] = None,
+    source: Annotated[
+        str | None, typer.Option("--from", metavar="STUDY", help="Where those arms are defined [default: the study].")
+    ] = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Give a sweep more confirmation seeds, budget or arms; what is finished is not done again.
+
+    \b
+    distune extend runs/first --confirm-seeds +40
+    distune extend runs/first --seed-epochs +4000      # then confirmed under fresh seeds
+    distune extend runs/first --arms kd_shuffled
+
+    From the second look at the test split on, verdicts use a stricter level, which the comparison states.
+    """
+    opened = open_run(run)
+    from search.progress import Progress
+    from search.sweep import extend as give_more
+    from spaces import Extension
+
+    added = tuple(a for a in (arms or "").split(",") if a)
+    with _leaving(run):
+        give_more(run, Extension(confirm_seeds, seed_epochs, added, source), Progress(), force)
     _finish(opened, as_json)
 
 
@@ -306,6 +348,33 @@ def audit(study: StudyArgument, set_: Set = None, as_json: AsJson = False) -> No
 
 
 @app.command()
+def dashboard(
+    run: RunArgument,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any that is free.")] = 8080,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 lets in everybody on the network.")
+    ] = "127.0.0.1",
+    once: Annotated[bool, typer.Option("--once", help="Only bring RUN/optuna.journal up to date, and stop.")] = False,
+) -> None:
+    """Show a run's trials in optuna-dashboard, live while it is searched.
+
+    \b
+    distune dashboard runs/first
+    distune dashboard runs/first --port 8081
+    distune dashboard runs/first --once      # and how to open its studies in Optuna
+
+    Every sub-search of every arm is an Optuna study in RUN/optuna.journal, which may be deleted at any time.
+    """
+    open_run(run)
+    from analysis.dashboard import bring_up_to_date, serve
+
+    if once:
+        print(*bring_up_to_date(run), sep="\n")
+    else:
+        serve(run, host, port, lambda line: print(line, file=sys.stderr, flush=True))
+
+
+@app.command()
 def runs(
     folder: Annotated[Path, typer.Argument(help="Where to look for run folders.")] = RUNS, as_json: AsJson = False
 ) -> None:
@@ -314,6 +383,29 @@ def runs(
 
     found = list_runs(folder)
     _print_json({"runs": found}) if as_json else show_runs(found, folder)
+
+
+@app.command()
+def clean(
+    run: RunArgument,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be freed, and free nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Free what can be made again: Ray's folders, checkpoints of ended trials, projections of the ledger.
+
+    The ledger, study.yaml and the confirmed students stay, and so does what an unfinished sweep resumes from.
+    """
+    from search.clean import clean as free
+
+    parts = free(run, dry_run)
+    if as_json:
+        freed = {part.what: part.size for part in parts}
+        _print_json({"run": str(run), "dry_run": dry_run, "bytes": sum(freed.values()), "parts": freed})
+        return
+    for part in parts:
+        print(f"{part.size / 1e6:8.1f} MB  {part.what}")
+    total = sum(part.size for part in parts) / 1e6
+    print(f"{total:8.1f} MB {'would be freed' if dry_run else 'freed'} in {run}")
 
 
 def _show(run: Run, as_json: bool) -> None:
@@ -329,6 +421,20 @@ def _show(run: Run, as_json: bool) -> None:
 def _finish(run: Run, as_json: bool) -> None:
     _show(run, as_json)
     print(f"run folder: {run.path}  (again: distune compare {run.path})", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _leaving(run: Path) -> Iterator[None]:
+    """Whatever ends a sweep before its end is said, with how to go on; bad input is refused as everywhere."""
+    from search.ledger import NotALedger
+    from spaces import BadInput
+
+    try:
+        yield
+    except (BadInput, NotALedger):
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        _leave(run, error)
 
 
 def _leave(run: Path, error: BaseException) -> None:
@@ -358,10 +464,12 @@ def main() -> None:
         _refuse(error.format_message())
     except (Abort, KeyboardInterrupt):
         sys.exit(INTERRUPTED)
-    except ValueError as error:
-        from search.ledger import NotALedger
+    except (ValueError, sqlite3.Error) as error:
+        from search.ledger import NotALedger, unusable
         from spaces import BadInput
 
+        if isinstance(error, sqlite3.Error):
+            _refuse(unusable(Path("the ledger"), error))
         if not isinstance(error, BadInput | NotALedger):
             raise
         _refuse(str(error))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis import beside, costs, gates
+from analysis import beside, costs, gates, looks
 from analysis.statistics import (
     Difference,
     arm_verdict,
@@ -32,6 +32,7 @@ from analysis.statistics import (
     seeds_to_settle,
     sign_flip_p,
 )
+from search import seeds
 from search.ledger import ENSEMBLE, Ledger, RunRecord
 from search.selection import Winner, deployed, fair_limit, search_spend, select, within
 from spaces import A_A_CONTROL, BASELINE, Study, is_at_limit, load_study
@@ -72,7 +73,16 @@ class _Comparison:
         self.trials, self.epochs, self.ends = ledger.trials(), ledger.epochs(), ledger.ends()
         self.chosen = select(study, ledger)
         self.runs = ledger.runs()
-        self.labels = ledger.labels("test")
+        self.labels, self.round = ledger.labels("test"), ledger.round
+        at_looks = [look["seeds"] for look in ledger.looks() if look["split"] == "test" and look["seeds"]]
+        self.alpha = looks.level_at_last_look(at_looks) if at_looks else looks.ALPHA
+        if repeated := looks.sentence(at_looks) if at_looks else None:
+            self.notes.append(repeated)
+        if self.round:
+            self.notes.append(
+                "The search was given more budget after the test split had been opened: tuned arms are judged by fresh "
+                "seeds alone, published and fixed configurations by all of theirs."
+            )
         self._found: dict[tuple[str, str, str, str], Confirmed | None] = {}
         self._compared: dict[str, dict[str, Difference]] = {}
         self.tuned = {arm: self._confirmed("tuned", arm) for arm in study.searched}
@@ -89,7 +99,7 @@ class _Comparison:
         )
         self.notes += dear
         wanted = self.study.budget.search_seed_epochs
-        finished = ("confirmation", "end") in [(phase, event) for phase, event, _ in self.ledger.phases()]
+        finished = self.ledger.finished
         complete = finished and min(spent.values()) >= wanted
         limit = fair_limit(self.study, spent)
         _, past = within(limit, self.trials, self.epochs)
@@ -120,6 +130,7 @@ class _Comparison:
             "teacher": self._teacher(),
             "gates": self._gates(),
             "looks_at_test": self.ledger.looks(),
+            "alpha": self.alpha,
             "seconds": costs.seconds(self.ledger),
             "notes": list(dict.fromkeys([*self.notes, *self.ledger.notes(), *self._starved()])),
         }
@@ -153,7 +164,7 @@ class _Comparison:
         groups: dict[int, list[RunRecord]] = defaultdict(list)
         for run in self.runs:
             wanted = (run.purpose, run.arm, run.fit) == (purpose, arm, fit)
-            if wanted and (purpose != "tuned" or chosen.get(run.subsearch) == run.trial):
+            if wanted and (purpose != "tuned" or self._counts(run, chosen)):
                 groups[run.subsearch].append(run)
         if not groups or labels is None:
             return None
@@ -161,6 +172,11 @@ class _Comparison:
         units = [self._units(self.ledger.predictions(runs, split), labels) for runs in ordered]
         runs = [r for part in ordered for r in part]
         return Confirmed(runs, units, [r.replicate for r in runs])
+
+    def _counts(self, run: RunRecord, chosen: Mapping[int, str]) -> bool:
+        """Whether a confirmed seed is of a trial that is chosen now, and of the seeds that are in use now."""
+        current = seeds.of_confirmation(self.study, run.arm, run.subsearch, self.round)
+        return chosen.get(run.subsearch) == run.trial and run.replicate in current
 
     def _units(self, predictions: NDArray[Any], labels: NDArray[Any]) -> Units:
         """(seeds, rows) predictions -> what each row adds to the study's metric, whose mean over rows it is."""
@@ -249,11 +265,11 @@ class _Comparison:
         p = difference.total.p_value()
         in_family = arm in family
         p_adjusted = adjusted[arm] if in_family else p
-        level = family_level(p, p_adjusted, len(family)) if in_family else 0.95
+        level = family_level(p, p_adjusted, len(family), self.alpha) if in_family else 1 - self.alpha
         if not in_family:
             margin = self.study.margin
         verdict: str | None = arm_verdict(
-            difference.total, p_adjusted, level, margin, equivalence_margin=self.study.margin
+            difference.total, p_adjusted, level, margin, self.alpha, equivalence_margin=self.study.margin
         )
         if self._too_few_to_judge():
             verdict = None
@@ -398,7 +414,7 @@ class _Comparison:
         adjusted = holm(p)
         results = []
         for claim, difference, raw, corrected in zip(self.study.claims, measured, p, adjusted, strict=True):
-            level = family_level(raw, corrected, max(1, len(p)))
+            level = family_level(raw, corrected, max(1, len(p)), self.alpha)
             interval = None if difference is None else difference.total.interval(level)
             low, high = interval or (None, None)
             verdict: str | None = None if difference is None else claim_verdict(claim.gain, low, high)
@@ -458,7 +474,7 @@ class _Comparison:
         silent = self._too_few_to_judge()
         results = []
         for (a, b, question), d, raw, corrected in zip(self.study.contrasts, differences, p, adjusted, strict=True):
-            level = family_level(raw, corrected, max(1, len(p)))
+            level = family_level(raw, corrected, max(1, len(p)), self.alpha)
             results.append(
                 {
                     "contrast": f"{a} - {b}",
@@ -470,7 +486,9 @@ class _Comparison:
                     "p_adjusted": corrected,
                     "answer": None
                     if d is None or silent
-                    else arm_verdict(d.total, corrected, level, margin, equivalence_margin=self.study.margin),
+                    else arm_verdict(
+                        d.total, corrected, level, margin, self.alpha, equivalence_margin=self.study.margin
+                    ),
                 }
             )
         return results

@@ -96,6 +96,7 @@ def show_plan(planned: dict[str, Any]) -> None:
         f"confirmation: {planned['confirm_seeds']} fresh seeds an arm, trained on {planned['confirm_on']}",
         f"time: about {estimate['seconds'] / 60:.1f} min with {estimate['workers']} workers here "
         f"({estimate['seed_epochs_per_second']:.0f} seed-epochs/s, {estimate['teachers_to_train']} teachers to train)",
+        f"disk: about {estimate['disk_mb']:.0f} MB in the run folder; `distune clean` frees what can be made again",
     ]
     for line in lines:
         console.print(line, highlight=False)
@@ -119,13 +120,14 @@ def list_runs(folder: Path) -> list[dict[str, Any]]:
         try:
             with Ledger.open(path.parent) as ledger:
                 phases, meta = ledger.phases(), ledger.meta
-                ended = ("confirmation", "end") in [(p, e) for p, e, _ in phases]
                 began = [p for p, e, _ in phases if e == "begin"]
                 found.append(
                     {
                         "run": str(path.parent),
                         "study": meta["study"],
-                        "state": "finished" if ended else f"unfinished, in {began[-1] if began else 'preparation'}",
+                        "state": "finished"
+                        if ledger.finished
+                        else f"unfinished, in {began[-1] if began else 'preparation'}",
                         "trials": len(ledger.trials()),
                         "created": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(meta["created"])),
                     }

@@ -19,9 +19,9 @@ Array = npt.NDArray[np.float64]
 ArmVerdict = Literal["better", "worse", "equivalent", "indistinguishable"]
 ClaimVerdict = Literal["replicates", "smaller", "not distinguishable from noise", "reversed", "inconclusive"]
 
-EQUIVALENCE_LEVEL = 0.90  # of the interval that must lie within the margin, as in two one-sided 5 % tests
 EXACT_UP_TO = 20  # differences in a sign-flip test: 2^20 sign patterns
 ROUNDING = 1e-20  # a variance this small beside another is 0: the means of `auc_units` that tie differ by about 1e-16
+EQUIVALENCE_LEVEL = 0.90  # of the interval that must lie within the margin, as in two one-sided 5 % tests
 MANY = 1_000_000  # seeds: more than this is "no number" to whoever must train them
 
 
@@ -288,14 +288,14 @@ def arm_verdict(
     """What a tuned arm is, compared with the baseline; `margin` is in the metric's units.
 
     better: p_adjusted < alpha, the interval at `level` (from `family_level`) above 0 and the mean above the margin;
-    worse: the mirror image; equivalent: the 90 % interval within the margin, or within `equivalence_margin` if that is
-    given: noise that widens the one is no reason to call more things equal; else, and with one unit,
-    indistinguishable. Raises ValueError for a negative margin or a level outside (0, 1).
+    worse: the mirror image; equivalent: the interval at 1 - 2 alpha (two one-sided tests) within the margin, or
+    within `equivalence_margin` if that is given: noise that widens the one is no reason to call more things equal;
+    else, and with one unit, indistinguishable. Raises ValueError for a negative margin or a level outside (0, 1).
     Source: DESIGN.md, "Arm verdict".
     """
     if not margin >= 0:
         raise ValueError(f"margin must be 0 or more, got {margin:g}")
-    interval, inner = difference.interval(level), difference.interval(EQUIVALENCE_LEVEL)
+    interval, inner = difference.interval(level), difference.interval(1 - 2 * alpha)
     if interval is None or inner is None:
         return "indistinguishable"
     decided = p_adjusted is not None and p_adjusted < alpha

@@ -12,8 +12,8 @@ from rich.text import Text
 Json = Mapping[str, Any]
 COLOURS = {"better": "green", "worse": "red", "equivalent": "cyan", "replicates": "green", "reversed": "red"}
 
-
 WIDTH = 170  # of tables that go to a file or a pipe
+ALPHA = 0.05  # as in analysis.looks, whose import of scipy a list of studies need not wait for
 
 
 def show(result: Json, console: Console | None = None) -> None:
@@ -66,7 +66,7 @@ def render(result: Json) -> RenderableType:
     unit = Unit.of(result["metric"])
     parts: list[RenderableType] = [_ablation(result, unit), *_sentences(result, unit)]
     if result["contrasts"]:
-        parts.append(_contrasts(result["contrasts"], result["margin"], unit))
+        parts.append(_contrasts(result, unit))
     if any(effect["mean"] is not None for effect in result["effects"]):
         parts.append(_effects(result["effects"], unit))
     if result["teacher"]:
@@ -99,7 +99,7 @@ def _ablation(result: Json, unit: Unit) -> Table:
         ("arm", *(["runs"] if several else []), "verdict"),
         (*(["published", "as published"] if published else []), "tuned", "n", "difference", "p (Holm)"),
         caption=f"tuned: n seeds under the winners of independent searches; difference: to tuned {result['baseline']}, "
-        "its interval corrected like p",
+        f"its interval corrected like p{_level(result)}",
     )
     for arm in result["arms"]:
         given, tuned = arm["as_published"] or {}, arm["tuned"] or arm.get("fixed") or {}
@@ -116,6 +116,11 @@ def _ablation(result: Json, unit: Unit) -> Table:
             p_value(delta.get("p_adjusted")),
         )
     return table
+
+
+def _level(result: Json) -> str:
+    """At which level differences are judged, where that is no longer the usual one."""
+    return f", at {100 * result['alpha']:.2f} % in place of 5 %" if result["alpha"] < ALPHA else ""
 
 
 def _verdict(arm: Json) -> Text:
@@ -203,13 +208,13 @@ def _against_teachers(result: Json, unit: Unit) -> str | None:
     )
 
 
-def _contrasts(contrasts: Sequence[Json], margin: float, unit: Unit) -> Table:
+def _contrasts(result: Json, unit: Unit) -> Table:
     table = new_table(
-        f"contrasts of arms, in {unit.points} (margin {unit.value(margin)})",
+        f"contrasts of arms, in {unit.points} (margin {unit.value(result['margin'])}{_level(result)})",
         ("contrast", "question", "answer"),
         ("difference", "p (Holm)"),
     )
-    for c in contrasts:
+    for c in result["contrasts"]:
         table.add_row(
             c["contrast"],
             c["question"] + "?",

@@ -4,6 +4,7 @@ Each piece of work is one Ray task: one configuration under one pack of fresh se
 not done again, so that this can be interrupted anywhere.
 """
 
+import faulthandler
 import itertools
 import math
 import time
@@ -16,18 +17,16 @@ import numpy as np
 import ray
 from safetensors.torch import save
 
-from search import families, prepare
+from search import families, prepare, seeds
 from search.ledger import ENSEMBLE, Ledger
 from search.payload import TRAIN, Payload, load_trainable, threads, trial_config
 from search.prepare import Prepared
 from search.progress import Progress
 from search.selection import candidates, fair_limit, search_spend, select, within
-from search.state import PER_SUBSEARCH, arm_offset
 from spaces import Published, Study
 from trainables.artefacts import write_atomically
 from trainables.datasets import Rows
 from trainables.evaluation import validation_metrics
-from trainables.streams import CONFIRMATION, REEVALUATION
 
 PACK = 10  # seeds of one configuration trained together where no sub-search divides them
 ALL_SUBSEARCHES = -1  # the sub-search number of what no sub-search chose: published and fixed configurations
@@ -59,11 +58,12 @@ class Job:
 
 @ray.remote
 def train_to_end(
-    job: Job, payload: Payload, judged: Mapping[str, Rows] | None, students: str | None
+    job: Job, payload: Payload, judged: Mapping[str, Rows] | None, students: str | None, epoch_timeout: float
 ) -> list[dict[str, Any]]:
     """For each seed of the pack: its metrics and predictions, after the last epoch and with nothing selected.
 
     judged: test rows by split, or None where they are not to be read. students: folder to keep the trained weights in.
+    epoch_timeout: seconds after which an epoch that has not ended ends its worker; Ray tries the task again.
     """
     import torch
 
@@ -76,14 +76,17 @@ def train_to_end(
     test = judged["test"] if judged is not None else None
     peeked: list[list[float]] = []
     spent = 0
+    faulthandler.dump_traceback_later(epoch_timeout, exit=True)
     for last in load_trainable(study)(config, payload.context()):
+        faulthandler.dump_traceback_later(epoch_timeout, exit=True)
         spent += len(job.replicates) if last.trained is None else last.trained
         if job.peek and test is not None and not last.diverged:
             labels = torch.from_numpy(np.asarray(test.y))
             peeked.append(validation_metrics(last.logits(test.x).cpu(), labels)["val_accuracy"])
+    faulthandler.cancel_dump_traceback_later()
     if last.diverged and len(job.replicates) > 1:  # one seed's divergence must not cost the others theirs
         alone = [Job(**{**vars(job), "replicates": (r,)}) for r in job.replicates]
-        return [row for one in alone for row in train_to_end._function(one, payload, judged, students)]
+        return [row for one in alone for row in train_to_end._function(one, payload, judged, students, epoch_timeout)]
     metrics = {k: v for k, v in last.metrics.items() if k.startswith("val_") or k == "best_epoch"}
     predictions = {}
     for split, rows in (judged or {}).items():
@@ -116,27 +119,24 @@ def pack_name(job: Any, first_replicate: int) -> str:
 
 def reevaluation_jobs(study: Study, ledger: Ledger) -> list[Job]:
     """The best few trials of every sub-search, under fresh seeds, on validation."""
-    top, seeds = study.budget.reevaluation
+    top, fresh = study.budget.reevaluation
     trials, epochs = ledger.trials(), ledger.epochs()
     kept, _ = within(fair_limit(study, search_spend(study, trials, epochs)), trials, epochs)
     jobs = []
     for (arm, g), ranked in sorted(candidates(study, trials, kept, ledger.ends()).items()):
-        first = REEVALUATION + arm_offset(arm) + g * PER_SUBSEARCH
         for c in ranked[:top]:
-            for replicates in _packs(study, range(first, first + seeds)):
+            for replicates in _packs(study, seeds.of_reevaluation(study, arm, g)):
                 jobs.append(Job("reevaluation", arm, g, TRAIN, c.trial, c.config, replicates, judge=False))
-    return jobs if seeds else []
+    return jobs if fresh else []
 
 
 def confirmation_jobs(study: Study, ledger: Ledger) -> list[Job]:
     """Every winner under its share of the fresh seeds, every published and fixed configuration under all of them."""
-    total, share = study.budget.confirm_seeds, study.budget.confirm_seeds // study.budget.subsearches
-    jobs = []
+    jobs, number = [], ledger.round
     for (arm, g), winner in sorted(select(study, ledger).items()):
-        first = CONFIRMATION + arm_offset(arm) + g * PER_SUBSEARCH
         chosen = winner.candidate
         for fit in dict.fromkeys((study.confirm_on, TRAIN)):
-            for replicates in _packs(study, range(first, first + share)):
+            for replicates in _packs(study, seeds.of_confirmation(study, arm, g, number)):
                 jobs.append(
                     Job(
                         *("tuned", arm, g, fit, chosen.trial, chosen.config, replicates),
@@ -151,11 +151,9 @@ def confirmation_jobs(study: Study, ledger: Ledger) -> list[Job]:
             configs["fixed"] = definition.default
             if published and published.config == definition.default:
                 del configs["as_published"]
-        first = CONFIRMATION + arm_offset(arm)
         for purpose, config in configs.items():
             peek = study.peeks == "test" and _reports_best_of_epochs(published, config)
-            seeds = study.confirm_teachers if definition.role == "reference" else total
-            for replicates in _packs(study, range(first, first + seeds)):
+            for replicates in _packs(study, seeds.of_given(study, arm)):
                 jobs.append(
                     Job(purpose, arm, ALL_SUBSEARCHES, study.confirm_on, "", config, replicates, judge=True, peek=peek)
                 )
@@ -174,10 +172,15 @@ def _packs(study: Study, replicates: range) -> list[tuple[int, ...]]:
 
 
 def reevaluate(
-    study: Study, ledger: Ledger, prepared: Prepared, options: Mapping[str, Any], progress: Progress
+    study: Study,
+    ledger: Ledger,
+    prepared: Prepared,
+    options: Mapping[str, Any],
+    epoch_timeout: float,
+    progress: Progress,
 ) -> None:
     jobs = _unfinished(reevaluation_jobs(study, ledger), ledger)
-    _run(jobs, ledger, prepared, options, {}, None, progress.phase("re-evaluation", len(jobs)))
+    _run(jobs, ledger, prepared, options, epoch_timeout, {}, None, progress.phase("re-evaluation", len(jobs)))
 
 
 def confirm(
@@ -186,16 +189,14 @@ def confirm(
     prepared: Prepared,
     seed: int,
     options: Mapping[str, Any],
+    epoch_timeout: float,
     run: Path,
     progress: Progress,
 ) -> None:
     """Open the test split, judge the teachers on it, and train and judge every configuration that goes to it."""
     judged = {f: prepare.open_test.remote(study, seed, prepared.dataset, f) for f in prepared.by_fit}
-    opened = {look["split"] for look in ledger.looks() if look["purpose"] == LOOK}
     known = ray.get(judged[study.confirm_on][1])
-    for split, (labels, segments) in known.items():
-        if split not in opened:
-            ledger.look(split, labels, LOOK, segments)
+    open_splits(study, ledger, known)
     jobs = _unfinished(confirmation_jobs(study, ledger), ledger)
     if any(job.peek for job in jobs) and PEEKS not in [look["purpose"] for look in ledger.looks()]:
         ledger.look("test", known["test"][0], PEEKS)
@@ -208,9 +209,27 @@ def confirm(
         if (k, ENSEMBLE) not in ledger.teacher_predictions(study.confirm_on, "test")
     }
     by_fit = {fit: rows for fit, (rows, _) in judged.items()}
-    _run(jobs, ledger, prepared, options, by_fit, run / "models", tick)
+    _run(jobs, ledger, prepared, options, epoch_timeout, by_fit, run / "models", tick)
     for task, (predicted, facts) in _as_they_finish(teachers, tick):
         ledger.teacher_predicts(study.confirm_on, teachers[task], predicted, facts)
+
+
+def open_splits(study: Study, ledger: Ledger, known: Mapping[str, tuple[Any, Mapping[str, Any]]]) -> None:
+    """Record a look at every split, {split: (labels, segments)}, unless an earlier life of this one has."""
+    looks = [look for look in ledger.looks() if look["purpose"] == LOOK and look["about"] is not None]
+    about = {"arms": list(study.arms), "confirm_seeds": study.budget.confirm_seeds, "round": ledger.round}
+    for split, (labels, segments) in known.items():
+        if (split, about) not in [(look["split"], look["about"]) for look in looks]:
+            ledger.look(split, labels, LOOK, segments, seeds=_seeds_so_far(looks, about), about=about)
+
+
+def _seeds_so_far(looks: Iterable[Mapping[str, Any]], about: Mapping[str, Any]) -> int:
+    """Confirmation seeds that a tuned arm has been judged by, over all rounds, with those of the look to come."""
+    rounds = {about["round"]: about["confirm_seeds"]}
+    for look in looks:
+        number, seeds = look["about"]["round"], look["about"]["confirm_seeds"]
+        rounds[number] = max(seeds, rounds.get(number, 0))
+    return sum(rounds.values())
 
 
 def _run(
@@ -218,6 +237,7 @@ def _run(
     ledger: Ledger,
     prepared: Prepared,
     options: Mapping[str, Any],
+    epoch_timeout: float,
     judged: Mapping[str, Any],
     students: Path | None,
     tick: Callable[[], None],
@@ -228,6 +248,7 @@ def _run(
             prepared.by_fit[job.fit],
             judged[job.fit] if job.judge else None,
             str(students) if students is not None and job.judge else None,
+            epoch_timeout,
         ): job
         for job in jobs
     }

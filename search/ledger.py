@@ -5,6 +5,7 @@ costs once. Everything else (budgets, Optuna's studies, rungs, the comparison) i
 """
 
 import contextlib
+import functools
 import json
 import math
 import sqlite3
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 Classes = NDArray[np.integer[Any]]  # (rows,) numbers of classes
 Predictions = NDArray[Any]  # (rows,) numbers of classes, or float32 logits of class 1
-FORMAT = 1
+FORMAT = 2
 FILE = "ledger.sqlite"
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -43,13 +44,17 @@ CREATE TABLE teacher_predictions (fit TEXT, teacher_set INTEGER, member INTEGER,
                                   PRIMARY KEY (fit, teacher_set, member, split));
 CREATE TABLE clock (phase TEXT, event TEXT, at REAL);
 """
-# Apart: ledgers of earlier versions have none of these.
+# Apart: ledgers of format 1 have none of these.
 _LATER = (
+    "CREATE TABLE IF NOT EXISTS revisions (revision INTEGER PRIMARY KEY, study TEXT, code TEXT, why TEXT, "
+    "round INTEGER, at REAL)",
     "CREATE TABLE IF NOT EXISTS notes (note TEXT PRIMARY KEY)",
     "CREATE TABLE IF NOT EXISTS segments (split TEXT, name TEXT, mask BLOB, PRIMARY KEY (split, name))",
     "CREATE TABLE IF NOT EXISTS teacher_facts (fit TEXT, teacher_set INTEGER, member INTEGER, facts TEXT, "
     "PRIMARY KEY (fit, teacher_set, member))",
 )
+_LOOKS_LATER = {"seeds": "INTEGER", "about": "TEXT"}  # columns of the table of looks
+LOCKED_S = 10.0  # how long another program's lock is waited for
 ENSEMBLE = -1  # the member number under which the whole ensemble's predictions are stored
 
 
@@ -81,17 +86,53 @@ class EpochRecord:
     score: float
     se: float
     nll: float
-    metrics: dict[str, Any]
+    metrics: Mapping[str, Any]
+
+
+class _Unread(Mapping[str, Any]):
+    """JSON that is parsed when it is first looked into: of an epoch's metrics most readers want none."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    @functools.cached_property
+    def _values(self) -> dict[str, Any]:
+        values: dict[str, Any] = json.loads(self._text)
+        return values
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
 
 
 @dataclass(frozen=True)
 class EndRecord:
-    """How a trial ended: finished | stopped | budget | diverged | crashed."""
+    """How a trial ended: finished | stopped | budget | diverged | crashed; at: seconds since 1970."""
 
     trial: str
     how: str
     epoch: int
     message: str
+    at: float = 0.0
+
+
+@dataclass(frozen=True)
+class Revision:
+    """What the sweep is from a moment on: its study as YAML, the code that trains, and why it is not what it was.
+
+    code: {file or package: fingerprint or version}. round: confirmation seeds begin anew with each.
+    """
+
+    study: str
+    code: dict[str, str]
+    why: str
+    round: int
+    at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -119,6 +160,20 @@ class Ledger:
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self._db, self.path = connection, path
+        self._opened = max(time.time(), self._newest()), time.monotonic()
+
+    def _newest(self) -> float:
+        """The last moment that anything was written at, as far as it matters to what came before what."""
+        (newest,) = self._db.execute(
+            "SELECT max(coalesce((SELECT max(at) FROM clock), 0), coalesce((SELECT max(at) FROM looks), 0), "
+            "coalesce((SELECT max(at) FROM revisions), 0), coalesce((SELECT max(ended) FROM ends), 0))"
+        ).fetchone()
+        return float(newest)
+
+    def now(self) -> float:
+        """Seconds since 1970, except that it never runs backwards, whatever is done to the machine's clock."""
+        at, then = self._opened
+        return at + time.monotonic() - then
 
     @staticmethod
     def create(run: Path, meta: Mapping[str, Any]) -> "Ledger":
@@ -136,26 +191,32 @@ class Ledger:
         return Ledger.open(run)
 
     @staticmethod
-    def open(run: Path) -> "Ledger":
-        """The ledger of the run folder. Raises NotALedger where there is none, or one of a newer version."""
+    def open(run: Path, check: bool = False) -> "Ledger":
+        """The ledger of the run folder. check: read all of it first, so that nothing is built on a damaged one.
+
+        Raises NotALedger where there is none, one of a newer version, or one that is damaged or locked.
+        """
         path = run / FILE
         if not path.is_file():
             what = "has no ledger.sqlite" if run.is_dir() else "is a file" if run.exists() else "does not exist"
             raise NotALedger(f"{run} is not a run folder: it {what}. `distune runs` lists run folders")
-        db = sqlite3.connect(path, timeout=30.0, isolation_level=None, check_same_thread=False)
+        db = sqlite3.connect(path, timeout=LOCKED_S, isolation_level=None, check_same_thread=False)
         try:
+            found = json.loads(db.execute("SELECT value FROM meta WHERE key='format'").fetchone()[0])
+            if found > FORMAT:
+                raise NotALedger(
+                    f"{path} was written by a newer distune (format {found}, this one reads up to {FORMAT}): "
+                    "update distune to go on with it"
+                )
+            if check and (wrong := db.execute("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+                raise sqlite3.DatabaseError(f"malformed: {wrong.removeprefix('*** in database main *** ')}")
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=NORMAL")
-            for statement in _LATER:
-                db.execute(statement)
-            found = json.loads(db.execute("SELECT value FROM meta WHERE key='format'").fetchone()[0])
-        except (sqlite3.DatabaseError, TypeError, ValueError) as error:
+            _upgrade(db)
+            return Ledger(db, path)
+        except (sqlite3.Error, TypeError, ValueError) as error:
             db.close()
-            raise NotALedger(f"{path} is not a ledger of distune: {error}") from None
-        if found > FORMAT:
-            db.close()
-            raise NotALedger(f"{path} was written by a newer distune (format {found}, this one reads up to {FORMAT})")
-        return Ledger(db, path)
+            raise error if isinstance(error, NotALedger) else NotALedger(unusable(path, error)) from None
 
     def close(self) -> None:
         self._db.close()
@@ -173,7 +234,7 @@ class Ledger:
         self._db.execute("INSERT INTO trials VALUES (?, ?, ?, ?, ?, ?)", row)
 
     def attempt(self, attempt: str, trial: str) -> None:
-        self._db.execute("INSERT OR IGNORE INTO attempts VALUES (?, ?, ?)", (attempt, trial, time.time()))
+        self._db.execute("INSERT OR IGNORE INTO attempts VALUES (?, ?, ?)", (attempt, trial, self.now()))
 
     def report(self, trial: str, rows: Iterable[Mapping[str, Any]]) -> int:
         """Append epoch rows (`epoch, seeds, seconds, score, se, nll, metrics, audits`); returns the new seed-epochs."""
@@ -194,7 +255,7 @@ class Ledger:
 
     def end(self, trial: str, how: str, epoch: int, message: str = "") -> bool:
         """Record how a trial ended; False if that was known already."""
-        row = (trial, how, epoch, message, time.time())
+        row = (trial, how, epoch, message, self.now())
         return self._db.execute("INSERT OR IGNORE INTO ends VALUES (?, ?, ?, ?, ?)", row).rowcount == 1
 
     def finish_run(
@@ -214,7 +275,7 @@ class Ledger:
     ) -> None:
         """Append one seed of a re-evaluation or of the confirmation, with what it predicts of every row."""
         key = (purpose, arm, subsearch, fit, replicate, trial)
-        rest = (json.dumps(dict(config)), epochs, seconds, json.dumps(dict(metrics)), time.time())
+        rest = (json.dumps(dict(config)), epochs, seconds, json.dumps(dict(metrics)), self.now())
         with self._transaction():
             cursor = self._db.execute(f"INSERT OR IGNORE INTO runs VALUES ({', '.join('?' * 11)})", (*key, *rest))
             if cursor.rowcount:
@@ -223,12 +284,25 @@ class Ledger:
                     self._db.execute("INSERT INTO predictions VALUES (?, ?, ?)", row)
 
     def look(
-        self, split: str, labels: Classes, purpose: str, segments: Mapping[str, NDArray[np.bool_]] | None = None
+        self,
+        split: str,
+        labels: Classes,
+        purpose: str,
+        segments: Mapping[str, NDArray[np.bool_]] | None = None,
+        *,
+        seeds: int | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
-        """Record that a split was opened, before it is read, and its labels. segments: {name: mask (rows,)}."""
+        """Record that a split was opened, before it is read, and its labels.
+
+        segments: {name: mask (rows,)}. seeds: confirmation seeds that any arm has had, with those of this look. about:
+        what tells this look from another.
+        """
         with self._transaction():
-            row = (split, len(labels), purpose, time.time())
-            self._db.execute("INSERT INTO looks (split, rows, purpose, at) VALUES (?, ?, ?, ?)", row)
+            row = (split, len(labels), purpose, self.now(), seeds, json.dumps(about))
+            self._db.execute(
+                "INSERT INTO looks (split, rows, purpose, at, seeds, about) VALUES (?, ?, ?, ?, ?, ?)", row
+            )
             self._db.execute("INSERT OR IGNORE INTO labels VALUES (?, ?)", (split, _packed(labels)))
             masks = [(split, name, _packed(mask.astype(np.uint8))) for name, mask in (segments or {}).items()]
             self._db.executemany("INSERT OR IGNORE INTO segments VALUES (?, ?, ?)", masks)
@@ -260,7 +334,12 @@ class Ledger:
 
     def clock(self, phase: str, event: str) -> None:
         """Note that a phase of the sweep began or ended."""
-        self._db.execute("INSERT INTO clock VALUES (?, ?, ?)", (phase, event, time.time()))
+        self._db.execute("INSERT INTO clock VALUES (?, ?, ?)", (phase, event, self.now()))
+
+    def revise(self, revision: Revision) -> None:
+        """From now on the sweep is this. What is finished stays; a finished sweep has more to do."""
+        row = (revision.study, json.dumps(revision.code), revision.why, revision.round, self.now())
+        self._db.execute("INSERT INTO revisions (study, code, why, round, at) VALUES (?, ?, ?, ?, ?)", row)
 
     # What everybody reads.
 
@@ -268,22 +347,28 @@ class Ledger:
     def meta(self) -> dict[str, Any]:
         return {k: json.loads(v) for k, v in self._db.execute("SELECT key, value FROM meta")}
 
-    def trials(self) -> list[TrialRecord]:
-        rows = self._db.execute("SELECT trial, arm, subsearch, origin, config, asked FROM trials ORDER BY rowid")
+    def trials(self, after: int = 0) -> list[TrialRecord]:
+        """In the order in which they were asked. after: leave out so many of the first."""
+        sql = "SELECT trial, arm, subsearch, origin, config, asked FROM trials WHERE rowid > ? ORDER BY rowid"
+        rows = self._db.execute(sql, (after,))
         return [TrialRecord(t, a, s, o, json.loads(c), at) for t, a, s, o, c, at in rows]
 
-    def epochs(self) -> list[EpochRecord]:
-        """In the order in which they were reported, which is the order in which they were paid for."""
-        rows = self._db.execute(
-            "SELECT seq, trial, epoch, seeds, seconds, score, se, nll, metrics FROM epochs ORDER BY seq"
-        )
+    def epochs(self, after: int = 0) -> list[EpochRecord]:
+        """In the order in which they were reported, which is the order in which they were paid for.
+
+        after: the `seq` of the last one that is known.
+        """
+        sql = "SELECT seq, trial, epoch, seeds, seconds, score, se, nll, metrics FROM epochs WHERE seq > ? ORDER BY seq"
+        rows = self._db.execute(sql, (after,))
         return [
-            EpochRecord(seq, trial, epoch, seeds, seconds, _nan(score), _nan(se), _nan(nll), json.loads(metrics))
+            EpochRecord(seq, trial, epoch, seeds, seconds, _nan(score), _nan(se), _nan(nll), _Unread(metrics))
             for seq, trial, epoch, seeds, seconds, score, se, nll, metrics in rows
         ]
 
-    def ends(self) -> dict[str, EndRecord]:
-        return {r[0]: EndRecord(*r) for r in self._db.execute("SELECT trial, how, epoch, message FROM ends")}
+    def ends(self, after: int = 0) -> dict[str, EndRecord]:
+        """In the order in which they ended. after: leave out so many of the first."""
+        sql = "SELECT trial, how, epoch, message, ended FROM ends WHERE rowid > ? ORDER BY rowid"
+        return {row[0]: EndRecord(*row) for row in self._db.execute(sql, (after,))}
 
     def runs(self, purpose: str | None = None) -> list[RunRecord]:
         sql = "SELECT rowid, purpose, arm, subsearch, fit, replicate, trial, config, epochs, seconds, metrics FROM runs"
@@ -307,8 +392,11 @@ class Ledger:
             return None
 
     def looks(self) -> list[dict[str, Any]]:
-        rows = self._db.execute("SELECT split, rows, purpose, at FROM looks ORDER BY look")
-        return [{"split": s, "rows": n, "purpose": p, "at": at} for s, n, p, at in rows]
+        rows = self._db.execute("SELECT split, rows, purpose, at, seeds, about FROM looks ORDER BY look")
+        return [
+            {"split": split, "rows": n, "purpose": p, "at": at, "seeds": seeds, "about": json.loads(about or "null")}
+            for split, n, p, at, seeds, about in rows
+        ]
 
     def teachers(self) -> list[dict[str, Any]]:
         rows = self._db.execute("SELECT fit, teacher_set, artefact, seconds, parameters FROM teachers")
@@ -342,6 +430,22 @@ class Ledger:
     def phases(self) -> list[tuple[str, str, float]]:
         return [(p, e, at) for p, e, at in self._db.execute("SELECT phase, event, at FROM clock ORDER BY rowid")]
 
+    def revisions(self) -> list[Revision]:
+        """Oldest first; none in a ledger of format 1."""
+        rows = self._db.execute("SELECT study, code, why, round, at FROM revisions ORDER BY revision")
+        return [Revision(study, json.loads(code), why, number, at) for study, code, why, number, at in rows]
+
+    @property
+    def finished(self) -> bool:
+        """Whether the confirmation has ended since the sweep was last revised."""
+        ends = [at for phase, event, at in self.phases() if (phase, event) == ("confirmation", "end")]
+        return bool(ends) and all(ends[-1] >= r.at for r in self.revisions())
+
+    @property
+    def round(self) -> int:
+        """Which confirmation seeds are in use: 0 for the first."""
+        return max((r.round for r in self.revisions()), default=0)
+
     def _blob(self, where: str, key: Sequence[Any]) -> Predictions:
         row = self._db.execute(f"SELECT classes FROM {where}", key).fetchone()
         if row is None:
@@ -353,10 +457,34 @@ class Ledger:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # what a full disk has cut off, SQLite has rolled back by itself
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
+
+
+def unusable(path: Path, error: Exception) -> str:
+    """One sentence on why a ledger cannot be read or written, and what to do."""
+    text = str(error)
+    if "locked" in text:
+        return f"{path} is locked by another program: close it, and try again"
+    if "full" in text or "disk I/O" in text:
+        return f"{path} cannot be written ({text}): free some space, and try again; what it holds is kept"
+    if "malformed" in text or "page" in text or "Tree" in text:
+        return f"{path} is damaged ({text}): restore a copy, or salvage it with `sqlite3 {path} .recover`"
+    return f"{path} is not a ledger of distune: {text}"
+
+
+def _upgrade(db: sqlite3.Connection) -> None:
+    """Tables and columns that ledgers of earlier formats do not have."""
+    for statement in _LATER:
+        db.execute(statement)
+    have = {row[1] for row in db.execute("PRAGMA table_info(looks)")}
+    for column, kind in _LOOKS_LATER.items():
+        if column not in have:
+            with contextlib.suppress(sqlite3.OperationalError):  # somebody else has just added it
+                db.execute(f"ALTER TABLE looks ADD COLUMN {column} {kind}")
 
 
 WIDE, REAL = b"H", b"F"  # before a blob of 16-bit classes, of float32; zlib's own streams never begin with these

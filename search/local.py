@@ -19,14 +19,17 @@ from search.payload import (
     teacher_sets,
     trial_config,
 )
+from search.seeds import SEARCH
 from spaces import Study
 from trainables.audit import STARVED, TermAudit
 from trainables.datasets import Dataset, load
-from trainables.streams import SEARCH
 
 MEASURED_EPOCHS = 3  # the first is left out: it warms up
 BUSY = 0.8  # share of a core that trains once the driver, Ray and the gaps between trials have had theirs
 START_SECONDS = 12.0  # Ray and its workers
+RAY_BYTES = 24_000  # of Ray's folder of one trial
+EPOCH_BYTES, METRIC_BYTES, METRICS = 200, 22, 4  # of one row of the ledger, of one number in it, and numbers a seed
+CLASS_BYTES, LOGIT_BYTES = 0.3, 3.7  # of one compressed prediction
 
 
 def audit_study(study: Study, say: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -72,7 +75,7 @@ def estimate(study: Study, concurrent: int | None) -> dict[str, Any]:
     refuse_unusable(study, lambda line: None)
     dataset = load(asdict(study.data))
     budget, workers = study.budget, min(concurrent or 10**9, os.cpu_count() or 1)
-    per_epoch = _seconds_per_seed_epoch(study, dataset)
+    per_epoch, parameters = _measured(study, dataset)
     searched = sum(budget.seed_epochs_per_arm * per_epoch[name] for name in study.searched)
     confirmed = sum(
         budget.confirm_seeds * runs * budget.max_epochs * per_epoch[n] for n, runs in _confirmed(study).items()
@@ -86,7 +89,19 @@ def estimate(study: Study, concurrent: int | None) -> dict[str, Any]:
         "workers": workers,
         "teachers_to_train": len(missing),
         "seed_epochs_per_second": workers * BUSY / (sum(per_epoch.values()) / len(per_epoch)),
+        "disk_mb": _disk(study, dataset, parameters) / 1e6,
     }
+
+
+def _disk(study: Study, dataset: Dataset, parameters: int) -> float:
+    """About how many bytes a run folder will hold: ledger, students, Ray's folders. Teachers lie in the cache."""
+    budget, runs = study.budget, sum(study.budget.confirm_seeds * n for n in _confirmed(study).values())
+    epochs = len(study.searched) * budget.search_seed_epochs / budget.seeds_per_trial
+    rows = sum(len(r) for r in (dataset.test, dataset.population) if r is not None)
+    ledger = epochs * (EPOCH_BYTES + METRIC_BYTES * METRICS * budget.seeds_per_trial)
+    ledger += runs * rows * (LOGIT_BYTES if study.metric == "auc" else CLASS_BYTES)
+    trials = len(study.searched) * budget.search_seed_epochs / budget.mean_trial_cost
+    return ledger + runs * parameters * 4 + trials * RAY_BYTES
 
 
 def _confirmed(study: Study) -> dict[str, int]:
@@ -95,13 +110,14 @@ def _confirmed(study: Study) -> dict[str, int]:
     return {n: refits + (a.published is not None) if a.kind == "searched" else 1 for n, a in study.arms.items()}
 
 
-def _seconds_per_seed_epoch(study: Study, dataset: Dataset) -> dict[str, float]:
-    """By arm; measured once for each kind of student, in a table study for each arm."""
+def _measured(study: Study, dataset: Dataset) -> tuple[dict[str, float], int]:
+    """Seconds of a seed-epoch by arm, measured once for each kind of student, and parameters of the largest one."""
     family = families.of(study)
     sample, share = family.sample(study, dataset)
     context = payload_of(study, 0, sample, TRAIN, [family.silent(study, sample)]).context()
     seconds: dict[str, float] = {}
     measured: dict[str, float] = {}
+    parameters = 0
     for name, arm in study.arms.items():
         if arm.role == "reference":
             seconds[name] = 0.0
@@ -111,9 +127,10 @@ def _seconds_per_seed_epoch(study: Study, dataset: Dataset) -> dict[str, float]:
         key = repr(config)
         if key not in measured:
             began, count = time.perf_counter(), 0
-            for count, _ in enumerate(load_trainable(study)(config, context)):
+            for count, result in enumerate(load_trainable(study)(config, context)):
+                parameters = max(parameters, result.parameters)
                 if count == 0:
                     began = time.perf_counter()
             measured[key] = (time.perf_counter() - began) / count / len(seeds) / share
         seconds[name] = measured[key]
-    return seconds
+    return seconds, parameters

@@ -10,9 +10,9 @@ import ray
 
 from search import families
 from search.payload import TRAIN, Payload, build_teacher, load_trainable, payload_of, trial_config
+from search.seeds import SEARCH
 from spaces import Study
 from trainables.datasets import Dataset, Rows, load
-from trainables.streams import SEARCH
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,17 @@ from ray.exceptions import RayTaskError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
+from search.disk import what_is_full
+from search.runner import HUNG
 from search.state import SearchState
 
 
 class ArmScheduler(FIFOScheduler):
     """Decides at rungs only. A report carries the epochs since the last one as one JSON string, `rows`."""
 
-    def __init__(self, state: SearchState) -> None:
+    def __init__(self, state: SearchState, checkpoints: Path) -> None:
         super().__init__()
-        self._state = state
+        self._state, self._checkpoints = state, checkpoints
         self._ray_trials: dict[str, Any] = {}  # by our name, for the trials that are live
 
     def __getstate__(self) -> dict[str, Any]:
@@ -60,7 +62,14 @@ class ArmScheduler(FIFOScheduler):
         name = trial.config["trial"]
         if name in self._state.live:
             error = _error_of(trial)
-            self._state.crash(name, _last_line(error), own_fault=isinstance(error, RayTaskError))
+            if full := what_is_full(error, self._checkpoints):
+                self._state.give_up(name, full)
+                return
+            own_fault, message = isinstance(error, RayTaskError), _last_line(error)
+            hung = self._checkpoints / name / HUNG
+            if not own_fault and hung.is_file() and hung.stat().st_size:
+                message = f"an epoch took longer than --epoch-timeout allows; where it stood: {hung}"
+            self._state.crash(name, message, own_fault)
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
         self._state.leave(trial.config["trial"])

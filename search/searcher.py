@@ -29,7 +29,7 @@ class ArmSearcher(Searcher):
         live = self._state.next_trial()
         if live is None:
             return None if self._state.live else Searcher.FINISHED
-        self._state.ledger.attempt(trial_id, live.record.trial)
+        self._state.attempt(trial_id, live)
         return self._as_config(live)
 
     def _as_config(self, live: Live) -> dict[str, Any]:

@@ -4,22 +4,20 @@ The state is a projection of the ledger. A new sweep starts it empty, a resumed 
 then on the searcher and the scheduler change both together, here.
 """
 
+import contextlib
 import math
-import time
+import sqlite3
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from search.ledger import Ledger, TrialRecord
+from search import seeds
+from search.ledger import Ledger, TrialRecord, unusable
 from search.subsearch import SubSearch, dimension_order
-from spaces import A_A_CONTROL, Study
-from trainables.streams import SEARCH, Streams
+from spaces import Study
+from trainables.streams import Streams
 
-A_A_OFFSET = (
-    500_000  # the A/A control is searched and confirmed under seeds of its own, or it would repeat the baseline
-)
-PER_SUBSEARCH = 1_000
 MAX_ATTEMPTS = 3
 DIVERGED = "a loss, a parameter or the score is not a finite number"
 CRASHES_IN_A_ROW = 3  # of one arm: then its code is at fault, and a crash that costs nothing would be repeated for ever
@@ -59,6 +57,7 @@ class SearchState:
         self.standing = {arm: Standing() for arm in study.searched}
         self.stopping = False
         self.failure: str | None = None
+        self._unwritable = False  # the ledger is, so that nothing more can be decided
         self._crashes: dict[str, int] = defaultdict(int)
         self._streams = Streams(study.name, seed)
         self._subsearches = self._make_subsearches()
@@ -66,8 +65,7 @@ class SearchState:
 
     def replicates(self, trial: TrialRecord) -> tuple[int, ...]:
         """The seeds of the trial's pack: the same in every arm and every trial of a sub-search."""
-        first = SEARCH + arm_offset(trial.arm) + trial.subsearch * PER_SUBSEARCH
-        return tuple(range(first, first + self.budget.seeds_per_trial))
+        return tuple(seeds.of_search(self.study, trial.arm, trial.subsearch))
 
     # Asking.
 
@@ -77,13 +75,21 @@ class SearchState:
             live = self.waiting.pop(0)
         else:
             arm = self._poorest_arm()
-            if arm is None:
+            record = None
+            with self._stopping_if_unwritable():
+                record = None if arm is None else self._ask(arm)
+            if record is None:
                 return None
-            live = Live(self._ask(arm))
+            live = Live(record)
         live.attempts += 1
         live.reserved = self._cost_to_next_rung(live.epoch)
         self.live[live.record.trial] = live
         return live
+
+    def attempt(self, attempt: str, live: Live) -> None:
+        """Note under which of Ray's names a trial was started."""
+        with self._stopping_if_unwritable():
+            self.ledger.attempt(attempt, live.record.trial)
 
     def _poorest_arm(self) -> str | None:
         committed = {arm: s.spent for arm, s in self.standing.items()}
@@ -98,7 +104,7 @@ class SearchState:
         name = f"{arm}-{standing.asked:05d}"
         standing.asked += 1
         config, origin = self._subsearches[arm, subsearch].ask(name)
-        record = TrialRecord(name, arm, subsearch, origin, config, time.time())
+        record = TrialRecord(name, arm, subsearch, origin, config, self.ledger.now())
         self.ledger.ask(record)
         return record
 
@@ -109,7 +115,12 @@ class SearchState:
 
     def report(self, trial: str, rows: Sequence[Mapping[str, Any]], diverged: str | bool) -> bool:
         """Enter what a trial reports; True if it goes on. diverged: whether this is its end, or why."""
-        live = self.live[trial]
+        goes_on = False
+        with self._stopping_if_unwritable():
+            goes_on = not self._unwritable and self._enter(self.live[trial], trial, rows, diverged)
+        return goes_on
+
+    def _enter(self, live: Live, trial: str, rows: Sequence[Mapping[str, Any]], diverged: str | bool) -> bool:
         cost = self.ledger.report(trial, rows)
         last = rows[-1]
         known = live.epoch
@@ -148,7 +159,21 @@ class SearchState:
             del self.live[trial]
             self.waiting.append(live)
         else:
-            self._end(live, "crashed", message)
+            with self._stopping_if_unwritable():
+                self._end(live, "crashed", message)
+
+    @contextlib.contextmanager
+    def _stopping_if_unwritable(self) -> Iterator[None]:
+        """What cannot be entered in the ledger has not happened: the search stops, and a resumed one goes on there."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            self.failure, self.stopping, self._unwritable = unusable(self.ledger.path, error), True, True
+
+    def give_up(self, trial: str, why: str) -> None:
+        """Nothing is wrong with the trial, and nothing can go on here: the search stops, for a resumed one to go on."""
+        self.failure, self.stopping = why, True
+        self.leave(trial)
 
     def leave(self, trial: str) -> None:
         """The sweep is stopping: the trial stays unfinished, for a resumed sweep to take up."""
@@ -191,7 +216,7 @@ class SearchState:
                 self.budget,
                 random,
                 order,
-                sobol_seed=self._streams.number("sobol", arm_offset(name) + g),
+                sobol_seed=self._streams.number("sobol", seeds.arm_offset(name) + g),
                 tpe_seed=self._streams.number(f"tpe/{name}", g),
             )
             for name, arm in arms.items()
@@ -253,8 +278,3 @@ class SearchState:
 
 def _is_number(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
-
-
-def arm_offset(arm: str) -> int:
-    """What is added to every replicate number of an arm: 0, so that seeds are paired across arms, but for the A/A."""
-    return A_A_OFFSET if arm == A_A_CONTROL else 0

@@ -5,9 +5,9 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import nn
 
-from search import families
+from search import families, seeds
 from search.confirm import pack_name
-from search.ledger import Ledger
+from search.ledger import Ledger, RunRecord
 from search.selection import deployed, select
 from spaces import BadInput, load_study, nearest
 
@@ -24,8 +24,14 @@ def load_student(run: Path, arm: str) -> nn.Module:
         confirmed = [r for r in ledger.runs("tuned") if r.arm == arm and r.fit == study.confirm_on]
         if not confirmed:
             raise BadInput(f"{arm} has not been confirmed in {run} yet: finish it with `distune resume {run}`")
-        winner = deployed(select(study, ledger), arm).candidate
-    own = [r for r in confirmed if r.trial == winner.trial and r.subsearch == winner.subsearch]
+        chosen, number = select(study, ledger), ledger.round
+    own: list[RunRecord] = []
+    if any(key[0] == arm for key in chosen):  # none is while an arm that was added has spent nothing
+        winner = deployed(chosen, arm).candidate
+        used = seeds.of_confirmation(study, arm, winner.subsearch, number)
+        own = [r for r in confirmed if r.trial == winner.trial and r.replicate in used]
+    if not own:
+        raise BadInput(f"{arm} has not been confirmed again in {run} yet: finish it with `distune resume {run}`")
     ranked = sorted(own, key=lambda r: (r.metrics[f"test_{study.metric}"], r.replicate))
     median = ranked[(len(ranked) - 1) // 2]
     for first in range(median.replicate, min(r.replicate for r in own) - 1, -1):

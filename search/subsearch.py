@@ -11,12 +11,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.trial import TrialState
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from scipy.stats import qmc
 
-from spaces import Arm, Budget, Choice, Range, Space
+from search.distributions import distributions
+from spaces import Arm, Budget, Space
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -80,7 +80,7 @@ class SubSearch:
         if searched:
             self.study.enqueue_trial(searched)
         self.asked += 1
-        self._open[trial] = self.study.ask(_distributions(self._arm.space))
+        self._open[trial] = self.study.ask(distributions(self._arm.space))
         self._asha.on_trial_add(None, SimpleNamespace(trial_id=trial))
         return self._open[trial].params
 
@@ -140,8 +140,8 @@ class SubSearch:
             optuna.trial.create_trial(
                 state=state,
                 params={k: config[k] for k in self._arm.space},
-                distributions=_distributions(self._arm.space),
-                values=[scores[-1]] if state == TrialState.COMPLETE else None,
+                distributions=distributions(self._arm.space),
+                values=[scores[-1]] if how in ("finished", "stopped", "budget") else None,  # as `tell` does
                 intermediate_values={} if how in ("diverged", "crashed") else dict(reports),
             )
         )
@@ -168,13 +168,3 @@ def _slice(space: Space, order: Sequence[str], size: int, seed: int) -> list[dic
         warnings.simplefilter("ignore")  # scipy would rather have powers of two
         points = qmc.Sobol(len(order), scramble=True, rng=seed).random(size)
     return [{n: space[n].at(float(u)) for n, u in zip(order, point, strict=True) if n in space} for point in points]
-
-
-def _distributions(space: Space) -> dict[str, BaseDistribution]:
-    return {name: _distribution(dimension) for name, dimension in space.items()}
-
-
-def _distribution(dimension: Range | Choice) -> BaseDistribution:
-    if isinstance(dimension, Choice):
-        return CategoricalDistribution(dimension.choices)
-    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)

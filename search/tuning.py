@@ -9,7 +9,7 @@ from ray.tune import Callback, RunConfig, TuneConfig
 from ray.tune.execution.class_cache import DEFAULT_ENV_VARS, ENV_VARS_TO_PROPAGATE
 
 from search.progress import Progress
-from search.runner import run_trial
+from search.runner import STOPPING, run_trial
 from search.scheduler import ArmScheduler
 from search.searcher import ArmSearcher
 from search.state import SearchState
@@ -40,19 +40,36 @@ WORKER_ENVIRONMENT = {
 }
 
 
+def checkpoints(run: Path) -> Path:
+    """The folder of a run with a folder for each trial's checkpoints."""
+    return run / "ray" / "checkpoints"
+
+
+def stopping_marker(run: Path) -> Path:
+    """The file that is there while a sweep is being stopped."""
+    return checkpoints(run) / STOPPING
+
+
 def search(
-    state: SearchState, payload: Any, resources: dict[str, float], concurrent: int, run: Path, progress: Progress
+    state: SearchState,
+    payload: Any,
+    resources: dict[str, float],
+    concurrent: int,
+    run: Path,
+    epoch_timeout: float,
+    progress: Progress,
 ) -> None:
     """Run trials until every arm has spent its budget, or `state.stopping`.
 
-    payload: reference to the `Payload` of all trials. resources: `cpu` and `gpu` of a trial.
+    payload: reference to the `Payload` of all trials. resources: `cpu` and `gpu` of a trial. epoch_timeout: seconds.
     """
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(concurrent)  # ask for all workers at once, not one by one
-    storage = run / "ray"
-    trainable = tune.with_resources(
-        tune.with_parameters(run_trial, shared=[payload], checkpoints=str(storage / "checkpoints")), resources
-    )
-    scheduler = ArmScheduler(state)
+    storage, kept = run / "ray", checkpoints(run)
+    kept.mkdir(parents=True, exist_ok=True)
+    stopping_marker(run).unlink(missing_ok=True)
+    given = {"shared": [payload], "checkpoints": str(kept), "epoch_timeout": epoch_timeout}
+    trainable = tune.with_resources(tune.with_parameters(run_trial, **given), resources)
+    scheduler = ArmScheduler(state, kept)
     tuner = tune.Tuner(
         trainable,
         tune_config=TuneConfig(
@@ -63,8 +80,10 @@ def search(
         ),
     )
     progress.search(state)
-    tuner.fit()
-    progress.end_search(state)
+    try:
+        tuner.fit()
+    finally:
+        progress.end_search(state)
 
 
 class _EveryStep(Callback):

@@ -1,7 +1,7 @@
 """What to search: studies, arms, spaces and published numbers. One file per built-in study."""
 
 from spaces.families import is_at_limit
-from spaces.load import BUILT_IN, BadInput, adjust, load_study, nearest, to_yaml
+from spaces.load import BUILT_IN, BadInput, Extension, adjust, extended, load_study, nearest, to_yaml
 from spaces.space import Choice, Range, Space
 from spaces.study import A_A_CONTROL, BASELINE, Arm, Budget, Claim, Effect, Published, Study
 
@@ -15,11 +15,13 @@ __all__ = [
     "Choice",
     "Claim",
     "Effect",
+    "Extension",
     "Published",
     "Range",
     "Space",
     "Study",
     "adjust",
+    "extended",
     "is_at_limit",
     "load_study",
     "nearest",

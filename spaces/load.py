@@ -21,6 +21,12 @@ BUILT_IN: dict[str, Study] = {
     for study in (mlp_ensemble.STUDY, promo_attention.STUDY, attention_transfer.CIFAR10, attention_transfer.DIGITS)
 }
 _STUDY = pydantic.TypeAdapter(Study)
+# The parts of a study that name arms, and which arms one item of each is about.
+_ASKED_OF: dict[str, Callable[[Any], Iterable[str]]] = {
+    "contrasts": lambda contrast: (contrast[0], contrast[1]),
+    "claims": lambda claim: (claim["better"], claim["worse"]),
+    "effects": lambda effect: effect["arms"],
+}
 
 
 class _Loader(yaml.SafeLoader):
@@ -84,6 +90,73 @@ def adjust(
         search = trials * _validate(raw).budget.mean_trial_cost
         raw["budget"]["seed_epochs_per_arm"] = math.ceil(search / (1 - raw["budget"]["reevaluate_share"]))
     return _validate(raw)
+
+
+@dataclasses.dataclass(frozen=True)
+class Extension:
+    """What a sweep is to be given beyond what it has.
+
+    confirm_seeds, seed_epochs: `+40` for so many more, or the new total. arms: names to add, as `source` defines them:
+    a built-in study or a YAML file, or None for the study's own name.
+    """
+
+    confirm_seeds: str | None = None
+    seed_epochs: str | None = None
+    arms: tuple[str, ...] = ()
+    source: str | None = None
+
+
+def extended(study: Study, by: Extension) -> tuple[Study, str]:
+    """The study with more of something, and what was added in words. Raises BadInput for less, nothing or unknown."""
+    raw, added = _plain(study), []
+    for field, flag, given in (
+        ("confirm_seeds", "--confirm-seeds", by.confirm_seeds),
+        ("seed_epochs_per_arm", "--seed-epochs", by.seed_epochs),
+    ):
+        if given is not None:
+            before = raw["budget"][field]
+            raw["budget"][field] = after = _more(before, given, flag)
+            added.append(f"{field} {before} -> {after}")
+    if by.arms:
+        raw = _with_arms(raw, by.arms, by.source or study.name)
+        added.append(f"arms {', '.join(by.arms)}")
+    if not added:
+        raise BadInput("give what to add: --confirm-seeds +40, --seed-epochs +4000 or --arms NAME")
+    return _validate(raw), "extended by " + ", ".join(added)
+
+
+def _more(before: int, given: str, flag: str) -> int:
+    try:
+        after = before + int(given) if given.strip().startswith("+") else int(given)
+    except ValueError:
+        raise BadInput(f"{flag} takes a total such as 60 or an addition such as +40, got '{given}'") from None
+    if after <= before:
+        raise BadInput(f"{flag} {given} is not more than the {before} that the sweep has; nothing is ever taken away")
+    return after
+
+
+def _with_arms(raw: dict[str, Any], arms: Sequence[str], source: str) -> dict[str, Any]:
+    """The study with these arms of the study `source`, and what that asks and claims of them and the arms there are."""
+    if source not in BUILT_IN and Path(source).suffix not in {".yaml", ".yml"}:
+        raise BadInput(
+            f"say where the arms are defined: --from with a built-in study ({', '.join(BUILT_IN)}) or a .yaml"
+        )
+    other = _plain(load_study(source))
+    if _kind_of_data(raw) == "csv" != _kind_of_data(other):
+        other = _without_published(other)
+    for arm in arms:
+        if arm in raw["arms"]:
+            raise BadInput(f"the sweep has the arm '{arm}' already")
+        if arm not in other["arms"]:
+            raise BadInput(f"unknown arm '{arm}'{nearest(arm, other['arms'])}: {source} has {', '.join(other['arms'])}")
+    known = {**raw["arms"], **{arm: other["arms"][arm] for arm in arms}}
+    ordered = {name: known[name] for name in dict.fromkeys([*other["arms"], *known]) if name in known}
+    wider = _without_arms({**other, "arms": {**other["arms"], **known}}, set(other["arms"]) - set(known))
+    asked = {}
+    for part, arms_of in _ASKED_OF.items():
+        brought = [one for one in wider[part] if one in raw[part] or set(arms_of(one)) & set(arms)]
+        asked[part] = brought + [one for one in raw[part] if one not in brought]
+    return {**raw, "arms": ordered, **asked}
 
 
 def to_yaml(study: Study) -> str:
@@ -186,8 +259,8 @@ def _teacher_alone(arm: Any) -> Any:
 def _without_arms(raw: dict[str, Any], gone: set[str]) -> dict[str, Any]:
     """The study without these arms and what it asks of them; what is malformed is left to the validation."""
 
-    def kept(part: str, arms_of: Callable[[Any], Iterable[str]]) -> Any:
-        asked = raw.get(part, ())
+    def kept(part: str) -> Any:
+        asked, arms_of = raw.get(part, ()), _ASKED_OF[part]
         try:
             return [one for one in asked if not set(arms_of(one)) & gone]
         except (TypeError, KeyError, IndexError):
@@ -196,9 +269,7 @@ def _without_arms(raw: dict[str, Any], gone: set[str]) -> dict[str, Any]:
     return {
         **raw,
         "arms": {name: arm for name, arm in raw["arms"].items() if name not in gone},
-        "contrasts": kept("contrasts", lambda c: (c[0], c[1])),
-        "claims": kept("claims", lambda c: (c["better"], c["worse"])),
-        "effects": kept("effects", lambda e: e["arms"]),
+        **{part: kept(part) for part in _ASKED_OF},
     }
 
 

@@ -474,10 +474,8 @@ def test_an_arm_without_a_space_is_judged_by_its_default(tmp_path):
         ledger.look("test", world.labels, "confirmation")
         for s in range(16):
             add_seed(ledger, world, "fixed", "kd_shuffled", -1, CONFIRMATION + s, "", world.student(0.9))
-            g = s % 4
-            add_seed(
-                ledger, world, "tuned", BASELINE, g, CONFIRMATION + 1000 * g + s, f"{BASELINE}-{g}", world.student(0.8)
-            )
+            g, first = s % 4, CONFIRMATION + 1000 * (s % 4)
+            add_seed(ledger, world, "tuned", BASELINE, g, first + s // 4, f"{BASELINE}-{g}", world.student(0.8))
     result = compare(tmp_path)
     shuffled = arm(result, "kd_shuffled")
     assert (shuffled["kind"], shuffled["tuned"], shuffled["verdict"]) == ("fixed", None, "better")

@@ -263,7 +263,7 @@ def test_only_new_epochs_cost_and_they_keep_the_order_of_their_reports(ledger, r
 def test_a_trial_ends_once(ledger):
     assert ledger.end("t", "stopped", 6, "first") is True
     assert ledger.end("t", "finished", 50, "second") is False
-    assert ledger.ends() == {"t": EndRecord("t", "stopped", 6, "first")}
+    assert ledger.ends() == {"t": EndRecord("t", "stopped", 6, "first", ledger.ends()["t"].at)}
 
 
 # What is no ledger says so.

@@ -10,9 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-# Replicates of the three uses never meet: selection is confirmed under seeds that it has not seen.
-SEARCH, REEVALUATION, CONFIRMATION = 0, 1_000_000, 2_000_000
-
 
 @dataclass(frozen=True)
 class Streams:

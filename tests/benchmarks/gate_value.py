@@ -22,11 +22,11 @@ import torch
 from analysis.statistics import auc_units, paired
 from search import families
 from search.payload import TRAIN, build_teacher, payload_of, trial_config
+from search.seeds import CONFIRMATION
 from spaces import load_study
 from trainables.datasets import Rows, load
 from trainables.datasets.promotions import draw
 from trainables.encoding import Encoder
-from trainables.streams import CONFIRMATION
 from trainables.tabular import train
 
 CONTRASTS = (

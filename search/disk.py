@@ -1,0 +1,17 @@
+"""A full disk: whoever met it, nothing is wrong with what was being done, and it is done again when there is room."""
+
+import errno
+from pathlib import Path
+
+from ray.exceptions import RayTaskError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def what_is_full(error: BaseException | None, run: Path) -> str | None:
+    """One sentence where `error`, or what a worker met, is a full disk or a used up quota; None where it is not."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if not isinstance(cause, OSError) or cause.errno not in FULL:
+        return None
+    place = cause.filename or f"a file of {run}"
+    return f"{place} cannot be written ({cause.strerror}): free some space, and try again; what is finished is kept"
