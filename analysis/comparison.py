@@ -76,7 +76,7 @@ class _Comparison:
         self.labels, self.round = ledger.labels("test"), ledger.round
         at_looks = [look["seeds"] for look in ledger.looks() if look["split"] == "test" and look["seeds"]]
         self.alpha = looks.level_at_last_look(at_looks) if at_looks else looks.ALPHA
-        if repeated := looks.sentence(at_looks) if at_looks else None:
+        if repeated := looks.sentence(at_looks, replaced=self.round > 0) if at_looks else None:
             self.notes.append(repeated)
         if self.round:
             self.notes.append(

@@ -201,8 +201,10 @@ CIFAR10 = Study(
     student=ResNetStudent(depth=18, stem="no_maxpool"),
     teacher=ResNetTeacher(depth=50, stem="no_maxpool", cbam=True, pretrained=True),
     arms=_arms("layer3", ("layer2", "layer2+layer3")),
-    budget=Budget(seed_epochs_per_arm=2400, seeds_per_trial=1, confirm_seeds=12, max_epochs=30),
-    quick=Budget(seed_epochs_per_arm=60, seeds_per_trial=1, confirm_seeds=10, max_epochs=4, subsearches=2),
+    budget=Budget(seed_epochs_per_arm=2400, seeds_per_trial=1, confirm_seeds=12, max_epochs=30, reevaluate_share=0.2),
+    quick=Budget(
+        seed_epochs_per_arm=60, seeds_per_trial=1, confirm_seeds=10, max_epochs=4, subsearches=2, reevaluate_share=0.2
+    ),
     confirm_on="train+validation",
     contrasts=CONTRASTS,
     claims=(
@@ -232,7 +234,9 @@ DIGITS = replace(
     arms={name: replace(arm, published=None) for name, arm in _arms("layer2", ("layer1", "layer1+layer2")).items()},
     views=Views(pad=1, flip=False, alignment_channels=32),
     budget=Budget(seed_epochs_per_arm=900, seeds_per_trial=2, confirm_seeds=20, max_epochs=15, reevaluate_share=0.27),
-    quick=Budget(seed_epochs_per_arm=128, seeds_per_trial=2, confirm_seeds=10, max_epochs=6, subsearches=2),
+    quick=Budget(
+        seed_epochs_per_arm=128, seeds_per_trial=2, confirm_seeds=10, max_epochs=6, subsearches=2, reevaluate_share=0.2
+    ),
     confirm_on="train",
     confirm_teachers=5,
     claims=(),

@@ -61,8 +61,10 @@ STUDY = Study(
             about="Hinton's distillation: kd_weight x T² KL(teacher || student) + (1 - kd_weight) x cross-entropy",
         ),
     },
-    budget=Budget(seed_epochs_per_arm=7600, seeds_per_trial=8, confirm_seeds=20, max_epochs=50, reduction_factor=4),
-    quick=Budget(seed_epochs_per_arm=960, seeds_per_trial=4, confirm_seeds=8, max_epochs=24, subsearches=2),
+    budget=Budget(seed_epochs_per_arm=8000, seeds_per_trial=8, confirm_seeds=20, max_epochs=50, reduction_factor=4),
+    quick=Budget(
+        seed_epochs_per_arm=960, seeds_per_trial=4, confirm_seeds=8, max_epochs=24, subsearches=2, reevaluate_share=0.2
+    ),
     confirm_on="train+validation",
     confirm_teachers=5,
     contrasts=(

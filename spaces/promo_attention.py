@@ -131,10 +131,22 @@ STUDY = Study(
         ),
     },
     budget=Budget(
-        seed_epochs_per_arm=6000, seeds_per_trial=4, confirm_seeds=20, max_epochs=50, patience=10, reduction_factor=3
+        seed_epochs_per_arm=6000,
+        seeds_per_trial=4,
+        confirm_seeds=20,
+        max_epochs=50,
+        patience=10,
+        reduction_factor=3,
+        reevaluate_share=0.2,
     ),
     quick=Budget(
-        seed_epochs_per_arm=960, seeds_per_trial=4, confirm_seeds=10, max_epochs=24, patience=10, subsearches=2
+        seed_epochs_per_arm=960,
+        seeds_per_trial=4,
+        confirm_seeds=10,
+        max_epochs=24,
+        patience=10,
+        subsearches=2,
+        reevaluate_share=0.2,
     ),
     confirm_teachers=5,
     contrasts=(

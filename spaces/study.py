@@ -188,7 +188,7 @@ class Budget:
     confirm_seeds: Positive
     max_epochs: Positive
     subsearches: Positive = 4
-    reevaluate_share: float = Field(default=0.2, ge=0, le=0.5)
+    reevaluate_share: float = Field(default=0.1, ge=0, le=0.5)
     reevaluate_top: Positive = 5
     reduction_factor: int = Field(default=3, ge=2)
     patience: Positive | None = None

@@ -4,6 +4,7 @@ Unless a test says otherwise, every other arm has spent so much that B* is what 
 """
 
 import math
+import statistics
 
 import pytest
 from hypothesis import given
@@ -200,7 +201,7 @@ def test_a_score_that_is_no_number_never_wins(ledger):
 # Re-evaluations under fresh seeds.
 
 
-def test_where_trials_were_re_evaluated_the_fresh_seeds_alone_decide(ledger):
+def test_below_the_last_epoch_the_fresh_seeds_alone_decide(ledger):
     for name, score in (("lucky", 0.9), ("good", 0.8), ("unasked", 0.99)):
         add_trial(ledger, name, "kd", {1: score})
     let_others_spend(ledger)
@@ -209,6 +210,19 @@ def test_where_trials_were_re_evaluated_the_fresh_seeds_alone_decide(ledger):
     winner = select(STUDY, ledger)[KD]
     assert winner.candidate.trial == "good"
     assert (winner.candidate.score, winner.fresh_score, winner.value) == pytest.approx((0.8, 0.81, 0.81))
+
+
+def test_at_the_last_epoch_the_seeds_of_the_search_and_the_fresh_ones_count_alike(ledger):
+    last = STUDY.budget.max_epochs
+    for name, score, fresh in (("lucky", 0.90, [0.70, 0.72]), ("good", 0.80, [0.86, 0.88])):
+        add_trial(ledger, name, "kd", {last: score}, se=0.01)
+        reevaluate(ledger, name, fresh)
+    let_others_spend(ledger)
+    winner = select(STUDY, ledger)[KD]
+    assert winner.candidate.trial == "good"
+    assert (winner.value, winner.fresh_score) == pytest.approx(((2 * 0.80 + 0.86 + 0.88) / 4, 0.87))
+    seeds = [0.79, 0.81, 0.86, 0.88]  # two seeds of mean 0.80 with a standard error of 0.01, and the fresh ones
+    assert winner.se == pytest.approx(statistics.stdev(seeds) / 2)
 
 
 @pytest.mark.parametrize(("second", "winner"), [(0.801, "sure"), (0.799, "best")])
@@ -261,7 +275,7 @@ def test_sub_searches_choose_for_themselves(ledger):
 
 
 def winner(trial, subsearch, score, fresh):
-    return Winner(Candidate(trial, "kd", subsearch, {}, 9, score, 0.0, 0.5), fresh, None)
+    return Winner(Candidate(trial, "kd", subsearch, {}, 9, score, 0.0, 0.5), fresh, 0.0, 0.5)
 
 
 def test_the_winner_with_the_best_re_evaluation_is_deployed():

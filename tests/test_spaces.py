@@ -641,8 +641,8 @@ def test_search_and_reevaluation_add_up_to_the_budget(spend, seeds, subsearches,
 
 
 def test_the_default_budget_reevaluates_the_best_of_each_sub_search():
-    assert Budget(6000, 8, 20, 50).reevaluation == (2, 3)  # 0.2 x 6000 / 4 / 50 = 6 runs
-    assert Budget(24000, 8, 20, 50).reevaluation == (5, 4)  # 24 runs
+    assert Budget(12000, 8, 20, 50).reevaluation == (2, 3)  # 0.1 x 12000 / 4 / 50 = 6 runs
+    assert Budget(48000, 8, 20, 50).reevaluation == (5, 4)  # 24 runs
 
 
 @pytest.mark.parametrize("arms", [("kd",), ("kd", "kd_shuffled"), ("kd", "kd_shuffled", "label_smoothing")])

@@ -30,6 +30,7 @@ TINY = {
         "confirm_seeds": 8,
         "max_epochs": 6,
         "subsearches": 2,
+        "reevaluate_share": 0.2,
     },
 }
 BASELINE_ONLY = ("--arms", "hard_labels")

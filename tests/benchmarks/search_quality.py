@@ -28,12 +28,12 @@ from typing import Any
 
 import numpy as np
 
-from search.ledger import Ledger
-from search.tabulated import Curves, Table, TabulatedSweep
-from spaces import Choice, Study, adjust, load_study
+from search.ledger import FILE, Ledger
+from search.tabulated import Curves, Table, TabulatedSweep, from_ledger
+from spaces import A_A_CONTROL, Choice, Study, adjust, load_study
 
 CURVES = Path(__file__).parent / "curves"
-ARMS = {"kd": "kd", "hard_labels": "hard_labels", "hard_labels_again": "hard_labels"}  # arm: whose curves
+ARMS = {A_A_CONTROL: "hard_labels"}  # arms that are searched on the curves of another
 BATCHES, PACKS, REPEATS = (32, 64, 128, 256), (1, 2, 4, 8, 16), 5
 BUDGETS = ("seed_epochs", "pack_epochs", "seconds")
 Cost = Callable[..., float]
@@ -182,16 +182,27 @@ SHARED: dict[str, Any] = {}
 
 
 def share(study: Study, curves: Mapping[str, Curves], costs: Mapping[str, Mapping[str, float]]) -> None:
-    tables = {a: Table.of(curves[of], study.arms[a].space, study.val_metric) for a, of in ARMS.items() if of in curves}
+    """costs: of `measure_costs`, or empty where nobody knows them: then nothing is compared at equal seconds."""
+    arms = {arm: curves[arm if arm in curves else ARMS[arm]] for arm in study.searched}
+    tables = {arm: Table.of(found, study.arms[arm].space, study.val_metric) for arm, found in arms.items()}
     SHARED.update(study=study, tables=tables, costs=costs)
+
+
+def of_a_run(run: Path) -> tuple[Study, dict[str, Curves], dict[str, dict[str, float]]]:
+    """One's own sweep, with half of its seeds to search by and none for a re-evaluation; nobody knows its costs."""
+    study = load_study(run / "study.yaml")
+    curves = {arm: from_ledger(run, arm) for arm in study.searched}
+    seeds = min(found.score.shape[1] for found in curves.values())
+    budget = dataclasses.replace(study.budget, seeds_per_trial=seeds, reevaluate_share=0.0)
+    return dataclasses.replace(study, budget=budget), curves, {}
 
 
 def repetition(seed: int) -> dict[str, Any]:
     """{side: {arm: regret in points}}; the sides that are given distune's spending once for each kind of it."""
     study, tables, costs = SHARED["study"], SHARED["tables"], SHARED["costs"]
-    chosen, spent = distune_side(study, tables, seed, cost_of_a_pack(costs))
+    chosen, spent = distune_side(study, tables, seed, cost_of_a_pack(costs) if costs else lambda *given: 1.0)
     regrets = {"distune": {arm: regret(tables[arm].curves, chosen[arm]) for arm in tables}}
-    for unit in BUDGETS:
+    for unit in BUDGETS if costs else BUDGETS[:2]:
         cost = _plain_cost(costs) if unit == "seconds" else lambda config: 1.0
         for name, side in (("plain", plain_side), ("random", random_side)):
             regrets[f"{name} {unit}"] = {
@@ -242,19 +253,23 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of `distune sweep`")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     given = parser.parse_args()
-    study = adjust(load_study("mlp-ensemble", given.set), arms=("kd",))
-    curves = {arm: Curves.read(given.curves / f"{arm}.parquet") for arm in ("kd", "hard_labels")}
-    costs = measure_costs()
+    if (given.curves / FILE).is_file():
+        study, curves, costs = of_a_run(given.curves)
+    else:
+        study = adjust(load_study("mlp-ensemble", given.set), arms=("kd",))
+        curves = {arm: Curves.read(given.curves / f"{arm}.parquet") for arm in ("kd", "hard_labels")}
+        costs = measure_costs()
     with multiprocessing.get_context("spawn").Pool(given.workers, share, (study, curves, costs)) as pool:
         found = pool.map(repetition, range(given.repeats))
-    sides = summary(found, [a for a in ARMS if a != "hard_labels_again"])
-    kd = [f["spent"]["kd"] for f in found]
+    sides = summary(found, [arm for arm in study.searched if arm != A_A_CONTROL])
+    headline = sides["plain seconds" if costs else "plain pack_epochs"]
+    spent = [of_arm for f in found for of_arm in f["spent"].values()]
     result = {
         "n": given.repeats,
-        "ratio": sides["plain seconds"]["ratio"],
-        "spread": sides["plain seconds"]["ratio_ci95"],
+        "ratio": headline["ratio"],
+        "spread": headline["ratio_ci95"],
         "sides": sides,
-        "spent_by_kd": {unit: statistics.mean(s[unit] for s in kd) for unit in BUDGETS},
+        "spent_by_an_arm": {unit: statistics.mean(s[unit] for s in spent) for unit in BUDGETS},
         "costs": costs,
     }
     print(json.dumps(result) if given.json else json.dumps(result, indent=1))
