@@ -201,6 +201,7 @@ def repetition(seed: int) -> dict[str, Any]:
     """{side: {arm: regret in points}}; the sides that are given distune's spending once for each kind of it."""
     study, tables, costs = SHARED["study"], SHARED["tables"], SHARED["costs"]
     chosen, spent = distune_side(study, tables, seed, cost_of_a_pack(costs) if costs else lambda *given: 1.0)
+    tables = {arm: table for arm, table in tables.items() if arm != A_A_CONTROL}  # it has no answer of its own
     regrets = {"distune": {arm: regret(tables[arm].curves, chosen[arm]) for arm in tables}}
     for unit in BUDGETS if costs else BUDGETS[:2]:
         cost = _plain_cost(costs) if unit == "seconds" else lambda config: 1.0
