@@ -20,6 +20,10 @@ bench: install  ## minutes: the slow acceptance tests and the side-by-side figur
 	$(BIN)/python -m tests.benchmarks.sweep_speed --json
 	$(BIN)/python -m tests.benchmarks.image_throughput --json
 	$(BIN)/python -m tests.benchmarks.table_memory --json
+	$(BIN)/python -m tests.benchmarks.trial_overhead --trials 2000 --repeats 3 --json
+	$(BIN)/python -m tests.benchmarks.rebuild --trials 10000 --json
+	$(BIN)/python -m tests.benchmarks.search_quality --repeats 50 --json
+	$(BIN)/python -m tests.chaos.kill_and_resume --kills 20 --json
 
 lint: install
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@ too; published configurations are paired by seed; test rows count as a sample in
 and each verdict is read off the interval that the correction leaves.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,14 +99,15 @@ class _Comparison:
         )
         self.notes += dear
         wanted = self.study.budget.search_seed_epochs
-        finished = self.ledger.finished
-        complete = finished and min(spent.values()) >= wanted
+        finished, unconfirmed = self.ledger.finished, self._unconfirmed()
+        complete = finished and not unconfirmed and min(spent.values()) >= wanted
         limit = fair_limit(self.study, spent)
         _, past = within(limit, self.trials, self.epochs)
         if not complete:
             self.notes.append(
                 f"not complete: the smallest arm has spent {min(spent.values())} of {wanted} seed-epochs of search"
                 + ("" if finished else ", and the confirmation has not finished")
+                + (f", and {unconfirmed} of {len(self.chosen)} winners lack confirmation seeds" if unconfirmed else "")
             )
         differences = self._differences()
         arms = [self._arm(arm, differences) for arm in self.study.arms]
@@ -211,6 +212,12 @@ class _Comparison:
             return True
         winners = sum(key[0] == arm for key in self.chosen)
         return len(confirmed.runs) == winners * (budget.confirm_seeds // budget.subsearches)
+
+    def _unconfirmed(self) -> int:
+        """Winners without all of their seeds: more were asked for, or another version chooses others."""
+        share = self.study.budget.confirm_seeds // self.study.budget.subsearches
+        have = Counter((r.arm, r.subsearch) for c in self.tuned.values() if c for r in c.runs)
+        return sum(have[key] < share for key in self.chosen)
 
     def _margin(self, differences: Mapping[str, Difference]) -> float:
         """The study's margin, or what two searches of the baseline differ by if that is larger."""

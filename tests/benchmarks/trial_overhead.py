@@ -1,13 +1,15 @@
 """What a trial costs the driver: no-op trials of four reports through the whole of `search`, beside plain Ray Tune.
 
-    python -m tests.benchmarks.trial_overhead --trials 2000 --json
-    python -m tests.benchmarks.trial_overhead --trials 60 --json          # does it run
+    python -m tests.benchmarks.trial_overhead --trials 2000 --repeats 3 --json
+    python -m tests.benchmarks.trial_overhead --trials 60 --plain-trials 20 --json     # does it run
 
 distune's side is a search as `distune sweep` runs it (Optuna, rungs, ledger and progress on, two workers), of a
 trainable that trains nothing and reports the same value at each of four rungs, so that no trial is stopped. The plain
 side is a Ray Tune user's: OptunaSearch, ASHA, default callbacks, the same number of workers and of reports. Both note,
 as each trial ends, the wall clock, the driver's own CPU time and its resident memory. `ms` and `driver_cpu_ms` are
-means over the 100 trials (a tenth, of fewer) that end at each count.
+means over the 100 trials (a tenth, of fewer) that end at each count; `ours_ms` is what of `ms` was spent in distune's
+own code (Optuna, rungs, ledger), the rest being Ray Tune's loop and waiting for workers. `transaction_ms`: how long one
+write to the ledger takes, median and 99 of 100. The sides take turns; figures are medians over the repeats.
 """
 
 import argparse
@@ -15,12 +17,16 @@ import contextlib
 import dataclasses
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 RUNGS = (1, 2, 4, 8)
 WORKERS = 2
@@ -55,6 +61,22 @@ def distune_side(trials: int) -> dict[str, Any]:
     from trainables.datasets import load
 
     ends: list[tuple[float, float, float]] = []
+    ours: list[float] = []  # seconds in distune's own code, so far, as each trial ends
+    spent, transactions = [0.0], []
+
+    def timed(work: Callable[..., Any], into: Callable[[float], Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return work(*args, **kwargs)
+            finally:
+                into(time.perf_counter() - began)
+
+        return run
+
+    def add(seconds: float) -> None:
+        spent[0] += seconds
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "no_op.py"
         path.write_text(NO_OP)
@@ -81,12 +103,35 @@ def distune_side(trials: int) -> dict[str, Any]:
 
             def noting(*args: Any, **kwargs: Any) -> bool:
                 ends.append(noted())
+                ours.append(spent[0])
                 return end(*args, **kwargs)
 
             ledger.end = noting  # type: ignore[method-assign]
-            tuning.search(state, payload, {"cpu": 1, "gpu": 0}, WORKERS, run, Progress(quiet=True))
+            ledger.report = timed(ledger.report, transactions.append)  # type: ignore[method-assign]
+            state.report = timed(state.report, add)  # type: ignore[method-assign]
+            state.next_trial = timed(state.next_trial, add)  # type: ignore[method-assign]
+            tuning.search(state, payload, {"cpu": 1, "gpu": 0}, WORKERS, run, 3600.0, Progress(quiet=True))
+            workers = worker_memory()
+            ledger._db.execute("PRAGMA wal_checkpoint")
             size = (run / "ledger.sqlite").stat().st_size
-        return {"ends": ends, "ledger_mb": size / 1e6}
+        return {
+            "ends": ends,
+            "ours": ours,
+            "ledger_mb": size / 1e6,
+            "workers_mb": workers,
+            "transaction_ms": [1000 * float(np.quantile(transactions, q)) for q in (0.5, 0.99)],
+        }
+
+
+def worker_memory() -> list[float]:
+    """Resident MB of each of Ray's worker processes on this machine, largest first."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "cmdline").read_bytes().startswith(b"ray::"):
+                pages = int((process / "statm").read_text().split()[1])
+                found.append(pages * os.sysconf("SC_PAGE_SIZE") / 1e6)
+    return sorted(found, reverse=True)
 
 
 def plain_side(trials: int) -> dict[str, Any]:
@@ -122,7 +167,7 @@ def plain_side(trials: int) -> dict[str, Any]:
 
 def summary(found: dict[str, Any], counts: list[int]) -> dict[str, Any]:
     """At each count of trials: milliseconds a trial, of them the driver's CPU, and its memory."""
-    ends, at = found.pop("ends"), {}
+    ends, ours, at = found.pop("ends"), found.pop("ours", None), {}
     for count in counts:
         window = min(100, count // 10)
         (began, cpu, _), (ended, cpu_ended, memory) = ends[count - window - 1], ends[count - 1]
@@ -132,6 +177,8 @@ def summary(found: dict[str, Any], counts: list[int]) -> dict[str, Any]:
             "driver_cpu_ms": (cpu_ended - cpu) * each,
             "driver_mb": memory,
         }
+        if ours:
+            at[count]["ours_ms"] = (ours[count - 1] - ours[count - window - 1]) * each
     return {"at": at, "trials": len(ends), **found}
 
 
@@ -139,6 +186,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trials", type=int, default=2000)
     parser.add_argument("--plain-trials", type=int, default=200, help="of the plain side, which is slow")
+    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument("--side", choices=["distune", "plain"], help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -150,15 +198,39 @@ def main() -> None:
         counts = [c for c in (200, 1000) if c < given.trials] + [given.trials]
         print(json.dumps(summary(found, counts)))
         return
-    results = {}
-    for side, trials in (("distune", given.trials), ("plain", given.plain_trials)):
-        command = [sys.executable, "-m", "tests.benchmarks.trial_overhead", "--side", side, "--trials", str(trials)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        results[side] = json.loads(done.stdout.strip().splitlines()[-1])
-    last = {side: result["at"][max(result["at"], key=int)] for side, result in results.items()}
-    ratio = last["plain"]["ms"] / last["distune"]["ms"]
-    whole = {"n": 1, "workers": WORKERS, "reports": len(RUNGS), "ratio": ratio, **results}
+    results: dict[str, list[dict[str, Any]]] = {"distune": [], "plain": []}
+    for _ in range(given.repeats):
+        for side, trials in (("distune", given.trials), ("plain", given.plain_trials)):
+            command = [sys.executable, "-m", "tests.benchmarks.trial_overhead", "--side", side, "--trials", str(trials)]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            results[side].append(json.loads(done.stdout.strip().splitlines()[-1]))
+
+    def ms(result: dict[str, Any]) -> float:
+        """Of the last trials, so of the most that a side has run."""
+        return float(result["at"][max(result["at"], key=int)]["ms"])
+
+    ratios = [ms(plain) / ms(ours) for ours, plain in zip(results["distune"], results["plain"], strict=True)]
+    whole = {
+        "n": given.repeats,
+        "workers": WORKERS,
+        "reports": len(RUNGS),
+        "ratio": statistics.median(ratios),
+        "spread": [min(ratios), max(ratios)],
+        **{side: medians(runs) for side, runs in results.items()},
+        "raw": results,
+    }
     print(json.dumps(whole) if given.json else json.dumps(whole, indent=1))
+
+
+def medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """{count: {figure: [lowest, median, highest]}} over the repeats of a side."""
+    return {
+        count: {
+            figure: [f(run["at"][count][figure] for run in runs) for f in (min, statistics.median, max)]
+            for figure in runs[0]["at"][count]
+        }
+        for count in runs[0]["at"]
+    }
 
 
 if __name__ == "__main__":
