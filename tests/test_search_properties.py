@@ -465,6 +465,6 @@ def test_a_search_keeps_its_promises_whatever_happens_in_whatever_order():
     run_state_machine_as_test(
         Search,
         settings=settings(
-            max_examples=30, stateful_step_count=15, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+            max_examples=25, stateful_step_count=15, deadline=None, suppress_health_check=[HealthCheck.too_slow]
         ),
     )

@@ -144,12 +144,16 @@ class Broken(RuntimeError):
 
 @dataclass
 class Life:
-    """One driver, from its start to its end. known: clock entries of the ledger that were there before it."""
+    """One driver, from its start to its end. known: clock entries of the ledger that were there before it.
+
+    gone: nothing of its session lives any more, so that its number may be another process's by now.
+    """
 
     number: int
     process: subprocess.Popen[bytes]
     said: Path
     known: int
+    gone: bool = False
 
     def ended(self) -> bool:
         return self.process.poll() is not None
@@ -196,7 +200,7 @@ class Sweep:
         self.failed_starts += 1
         if self.failed_starts > FAILED_STARTS:
             raise Broken(f"{self.failed_starts} drivers could not start; the last one said: {_tail(life.said)}")
-        kill_session(life.process.pid)
+        self._end(life)
         return self.begin_or_resume()
 
     def could_not_start(self, life: Life) -> bool:
@@ -213,8 +217,8 @@ class Sweep:
                 while not second.ended() and self._clock_entries() == before:
                     time.sleep(0.05)
         finally:
-            kill_session(second.process.pid)
-        refused = second.process.wait() == 2 and self._clock_entries() == before
+            self._end(second)
+        refused = second.process.returncode == 2 and self._clock_entries() == before
         text = _tail(second.said)
         return refused and "is being worked on by process" in text, text
 
@@ -232,10 +236,8 @@ class Sweep:
 
     def kill(self, life: Life) -> None:
         """SIGKILL of the driver and of everything that belongs to it."""
-        left = kill_session(life.process.pid)
-        life.process.wait()
+        self._end(life)
         self.killed += 1
-        self._outlived(life, left)
 
     def copied(self, name: str) -> Path:
         """A folder with a copy of the ledger, its write-ahead log included, of a sweep of which nothing runs."""
@@ -275,21 +277,28 @@ class Sweep:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
 
-    def wait_for_processes(self) -> None:
-        """Until nothing of any driver lives; what still does after a minute has outlived it."""
+    def wait_for_processes(self, life: Life) -> None:
+        """Until nothing of a driver that has ended lives; what still does after a minute has outlived it."""
         deadline = time.monotonic() + GONE_WITHIN_S
+        while (left := of_session(life.process.pid)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        self._outlived(life, left)
+        life.gone = not left
+
+    def kill_all(self) -> None:
         for life in self.lives:
-            while (left := of_session(life.process.pid)) and time.monotonic() < deadline:
-                time.sleep(0.1)
-            self._outlived(life, left)
+            if not life.gone:
+                self._end(life)
+
+    def _end(self, life: Life) -> None:
+        left = kill_session(life.process.pid)  # before its process is asked for, which gives its number away
+        life.process.wait()
+        self._outlived(life, left)
+        life.gone = not left
 
     def _outlived(self, life: Life, left: list[Process]) -> None:
         if left:
             self.outlived.add(f"life {life.number}: {', '.join(f'{p.pid} {p.name}' for p in left)} lives", len(left))
-
-    def kill_all(self) -> None:
-        for life in self.lives:
-            kill_session(life.process.pid)
 
     def has_ledger(self) -> bool:
         return (self.run / "ledger.sqlite").exists()
@@ -433,7 +442,7 @@ class Result:
                 life = self.sweep.begin_again(life)
         if code := life.process.returncode:
             raise Broken(f"the last resume ended with status {code}: {_tail(life.said)}")
-        self.sweep.wait_for_processes()
+        self.sweep.wait_for_processes(life)
         self._merge(self.zombies, self.sweep.outlived)
         final = self.sweep.copied("end")
         self._look(Snapshot.of(final))
@@ -525,6 +534,7 @@ if __name__ == "__main__":
         parser.error(f"--kills must be 1 or more, got {given.kills}")
     if given.keep is not None and given.keep.exists():
         parser.error(f"--keep {given.keep} exists already: give a new folder")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # and nothing is left behind
     with tempfile.TemporaryDirectory() as temporary:
         found = main(given.kills, given.seed, given.keep.absolute() if given.keep else Path(temporary) / "chaos")
     print(json.dumps(found)) if given.json else show(found)

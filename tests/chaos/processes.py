@@ -39,7 +39,11 @@ def of_session(session: int) -> list[Process]:
 
 
 def kill_session(session: int) -> list[Process]:
-    """SIGKILL everything in the session, the driver first; returns what lives in spite of it, after a minute."""
+    """SIGKILL everything in the session, the driver first; returns what lives in spite of it, after a minute.
+
+    Only for a session of which something lives, or whose first process has not been waited for: later its number may
+    be given to somebody else.
+    """
     deadline = time.monotonic() + GONE_WITHIN_S
     while left := of_session(session):
         for process in sorted(left, key=lambda p: p.pid != session):
