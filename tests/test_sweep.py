@@ -1,7 +1,6 @@
 """Whole sweeps on real Ray, small enough to take seconds: what a user sees, and what must survive."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -262,8 +261,7 @@ def train(config, context):
 """
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9"])
-def test_a_sweep_that_is_stopped_resumes_and_finishes(tmp_path, sent):
+def test_a_sweep_that_is_stopped_resumes_and_finishes(tmp_path):
     study = write_study(tmp_path, trainable=write_trainable(tmp_path, SLOW_EPOCHS))
     out = tmp_path / "run"
     with subprocess.Popen(
@@ -274,10 +272,7 @@ def test_a_sweep_that_is_stopped_resumes_and_finishes(tmp_path, sent):
         start_new_session=True,
     ) as sweep:
         wait_for_trials(out, sweep)
-        if sent == signal.SIGKILL:
-            os.killpg(sweep.pid, sent)
-        else:
-            sweep.send_signal(sent)
+        sweep.send_signal(signal.SIGINT)  # SIGKILL: tests/chaos
         _, errors = sweep.communicate(timeout=120)
     with Ledger.open(out) as ledger:
         ended_before, looks = ledger.ends(), ledger.looks()
@@ -285,9 +280,8 @@ def test_a_sweep_that_is_stopped_resumes_and_finishes(tmp_path, sent):
     partial = distune.open_run(out).compare()
     assert not partial["complete"]
     assert any("not complete" in note for note in partial["notes"])
-    if sent == signal.SIGINT:
-        assert sweep.returncode == 130
-        assert f"resume with: distune resume {out}" in errors
+    assert sweep.returncode == 130
+    assert f"resume with: distune resume {out}" in errors
     resumed = run("resume", out)
     assert resumed.returncode == 0, resumed.stderr
     assert_whole(out)
