@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 
 from search import seeds
 from search.ledger import Ledger
-from search.selection import search_spend
+from search.selection import candidates, fair_limit, search_spend, within
 from search.state import SearchState
 from spaces import Study
 
@@ -285,14 +285,17 @@ def missing(study: Study, run: Path, result: Mapping[str, Any]) -> Found:
     share = budget.confirm_seeds // budget.subsearches
     top, fresh = budget.reevaluation
     with Ledger.open(run) as ledger:
-        runs = ledger.runs()
+        runs, trials, epochs = ledger.runs(), ledger.trials(), ledger.epochs()
+        kept, _ = within(fair_limit(study, search_spend(study, trials, epochs)), trials, epochs)
+        ranked = candidates(study, trials, kept, ledger.ends())  # a sub-search may have fewer of them than `top`
     have: dict[Any, list[Any]] = defaultdict(list)
     for r in runs:
         have[r.purpose, r.arm, r.subsearch, r.fit].append((r.trial, r.replicate))
-    for key, trials, of_each in _wanted(study, share, top, fresh):
+    for key, most, of_each in _wanted(study, share, top, fresh):
         got = have.pop(key, [])
-        if len({trial for trial, _ in got}) != trials or len(got) != trials * of_each:
-            found.add(f"{key} has {len(got)} seeds of {len({t for t, _ in got})} trials, not {of_each} of {trials}")
+        count = min(most, len(ranked[key[1], key[2]])) if key[0] == "reevaluation" else most
+        if len({trial for trial, _ in got}) != count or len(got) != count * of_each:
+            found.add(f"{key} has {len(got)} seeds of {len({t for t, _ in got})} trials, not {of_each} of {count}")
     for key, got in have.items():
         found.add(f"{key} has {len(got)} seeds that nobody asked for")
     for arm in result["arms"]:
