@@ -7,6 +7,7 @@ with Recorder() as server:
 
 import gzip
 import json
+import re
 import threading
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 KEY = "0123456789" * 4
+_LAST_PAGE = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
 
 
 @dataclass
@@ -80,6 +82,31 @@ class Recorder(ThreadingHTTPServer):
         viewer = {"id": "user", "entity": "somebody", "username": "somebody", "flags": "{}", "teams": {"edges": []}}
         return {"viewer": viewer}
 
+    def _GetDefaultEntity(self, given: dict[str, Any]) -> dict[str, Any]:
+        return {"viewer": {"id": "user", "entity": "somebody"}}
+
+    def _ProjectInternalId(self, given: dict[str, Any]) -> dict[str, Any]:
+        return {"project": {"id": "project", "internalId": "UHJvamVjdEludGVybmFsSWQ6MQ=="}}
+
+    def _GetProjects(self, given: dict[str, Any]) -> dict[str, Any]:
+        names = sorted({run.about["project"] for run in self.runs.values() if "project" in run.about})
+        edges = [{"node": self._found_project(name)} for name in names]
+        return {"models": {"edges": edges, "pageInfo": _LAST_PAGE}}
+
+    def _found_project(self, name: str) -> dict[str, Any]:
+        about = {"id": "project", "name": name, "entityName": "somebody", "createdAt": "2026-01-01T00:00:00"}
+        return {"__typename": "Project", **about, "isBenchmark": False, "user": None}
+
+    def _upsertView(self, given: dict[str, Any]) -> dict[str, Any]:
+        saved = self._UpsertView2(given)
+        saved["upsertView"]["view"]["project"] = {"id": "project", "name": "p", "entityName": "somebody"}
+        return saved
+
+    def _UpsertView2(self, given: dict[str, Any]) -> dict[str, Any]:
+        view = {**given, "id": given.get("id") or f"view-{len(self.views)}", "name": given.get("name") or "view"}
+        self.views.append(view)
+        return {"upsertView": {"view": view, "inserted": True}}
+
     def _UpsertBucket(self, given: dict[str, Any]) -> dict[str, Any]:
         name = given["name"] or given["id"]
         new = name not in self.runs
@@ -91,22 +118,15 @@ class Recorder(ThreadingHTTPServer):
         lines = {"historyLineCount": len(run.rows)}
         return {"upsertBucket": {"bucket": bucket | lines, "inserted": new}}
 
-    def _RunResumeStatus(self, given: dict[str, Any]) -> dict[str, Any]:
+    def _Run(self, given: dict[str, Any]) -> dict[str, Any]:
         name = given["name"]
-        bucket = None
-        if name in self.runs:
-            run = self.runs[name]
-            last = run.history[-1:] or [{}]
-            bucket = {"name": name, "historyLineCount": len(run.rows), "eventsLineCount": 0, "logLineCount": 0}
-            bucket |= {
-                "historyTail": json.dumps([json.dumps(last[0])]),
-                "eventsTail": "[]",
-                "tags": [],
-                "wandbConfig": "",
-            }
-            bucket |= {"summaryMetrics": json.dumps(run.summary), "displayName": name, "id": f"id-{name}"}
-            bucket |= {"config": json.dumps(run.config)}
-        return {"model": self._project(given) | {"bucket": bucket}}
+        if name not in self.runs:
+            return {"project": {"internalId": "1", "run": None}}
+        run = self.runs[name]
+        about = {"id": f"id-{name}", "name": name, "displayName": name, "state": "crashed", "tags": [], "user": None}
+        about |= {"config": json.dumps({k: {"value": v} for k, v in run.config.items()}), "projectId": 1}
+        about |= {"summaryMetrics": json.dumps(run.summary), "systemMetrics": "{}", "historyKeys": None}
+        return {"project": {"internalId": "1", "run": about | {"historyLineCount": len(run.rows), "sweepName": None}}}
 
     def _project(self, given: dict[str, Any]) -> dict[str, Any]:
         return {"id": "project", "name": given.get("project") or "p", "entity": {"id": "e", "name": "somebody"}}
@@ -114,6 +134,42 @@ class Recorder(ThreadingHTTPServer):
     def _CreateRunFiles(self, given: dict[str, Any]) -> dict[str, Any]:
         files = [{"name": f, "uploadUrl": f"{self.url}/put/{given['run']}/{f}"} for f in given["files"]]
         return {"createRunFiles": {"runID": f"id-{given['run']}", "uploadHeaders": [], "files": files}}
+
+    def _CreateArtifact(self, given: dict[str, Any]) -> dict[str, Any]:
+        asked = given["input"]
+        number = f"artifact-{len(self.artifacts)}"
+        self.artifacts[number] = {
+            "name": asked["artifactCollectionName"],
+            "type": asked["artifactTypeName"],
+            "run": asked["runName"],
+            "aliases": [alias["alias"] for alias in asked["aliases"]],
+            "files": [],
+            "committed": False,
+        }
+        sequence = {"id": f"of-{number}", "latestArtifact": None}
+        return {"createArtifact": {"artifact": {"id": number, "state": "PENDING", "artifactSequence": sequence}}}
+
+    def _CreateArtifactManifest(self, given: dict[str, Any]) -> dict[str, Any]:
+        number = given["artifactID"]
+        file = self._file("artifact", f"{number}/wandb_manifest.json") | {"uploadHeaders": []}
+        return {"createArtifactManifest": {"artifactManifest": {"id": number, "file": file}}}
+
+    def _CreateArtifactFiles(self, given: dict[str, Any]) -> dict[str, Any]:
+        nodes = []
+        for spec in given["input"]["artifactFiles"]:
+            self.artifacts[spec["artifactID"]]["files"].append(spec["name"])
+            file = self._file("artifact", f"{spec['artifactID']}/{spec['name']}")
+            more = {"artifact": {"id": spec["artifactID"]}, "uploadHeaders": [], "storagePath": spec["name"]}
+            nodes.append({"node": file | more | {"name": spec["name"], "uploadMultipartUrls": None}})
+        return {"createArtifactFiles": {"files": {"edges": nodes}}}
+
+    def _CommitArtifact(self, given: dict[str, Any]) -> dict[str, Any]:
+        number = given["artifactID"]
+        self.artifacts[number]["committed"] = True
+        return {"commitArtifact": {"artifact": {"id": number, "digest": "0"}}}
+
+    def _file(self, run: str, name: str) -> dict[str, Any]:
+        return {"id": name, "name": name, "displayName": name, "uploadUrl": f"{self.url}/put/{run}/{name}"}
 
     def stream(self, run: RecordedRun, body: dict[str, Any]) -> None:
         for name, content in body.get("files", {}).items():
@@ -139,8 +195,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._reply({"errors": [{"message": "user is not logged in"}]}, 401)
         if self.path == "/graphql":
             asked = json.loads(body)
+            operation = re.search(r"(?:query|mutation)\s+(\w+)", asked["query"])
             with self.server.lock:
-                return self._reply(self.server.graphql(asked.get("operationName"), asked.get("variables") or {}))
+                name = operation.group(1) if operation else ""
+                return self._reply(self.server.graphql(name, asked.get("variables") or {}))
         if self.path.startswith("/files/"):
             if self.server.cut_after is not None:
                 self.server.cut_after -= 1

@@ -102,6 +102,7 @@ class Contents:
         last = next((e for e in reversed(epochs) if end is None or e.epoch <= end.epoch), None)
         rungs = [e.epoch for e in epochs if e.epoch in self.study.budget.rungs]
         summary: Row = {
+            "sweep_id": self.sweep,
             "arm": trial.arm,
             "subsearch": trial.subsearch,
             "origin": trial.origin,
@@ -130,7 +131,13 @@ class Contents:
     def of_seed(self, run: RunRecord) -> Content:
         """A confirmed seed: one row, at the epoch to which it was trained."""
         metrics = _numbers(run.metrics)
-        about = {"arm": run.arm, "purpose": run.purpose, "fit": run.fit, "replicate": run.replicate}
+        about: Row = {
+            "sweep_id": self.sweep,
+            "arm": run.arm,
+            "purpose": run.purpose,
+            "fit": run.fit,
+            "replicate": run.replicate,
+        }
         about |= {"subsearch": run.subsearch if run.subsearch >= 0 else "all", "trial": run.trial or None}
         name = f"{run.arm} {run.purpose} seed {run.replicate}" + ("" if run.fit == "train" else f" on {run.fit}")
         return Content(
@@ -177,7 +184,7 @@ class Contents:
             tags=self.tags(arm, PUBLISHED),
             config=config,
             rows=[{"epoch": epoch, **level} for epoch in sorted({1, self.study.budget.max_epochs})],
-            summary={"arm": arm, "published": value, "notes": [*notes, shown]},
+            summary={"sweep_id": self.sweep, "arm": arm, "published": value, "notes": [*notes, shown]},
             notes="; ".join([*notes, shown]),
         )
 
@@ -202,7 +209,7 @@ class Contents:
             tags=self.tags(TEACHER, fit),
             config={},
             rows=[row],
-            summary=dict(teacher),
+            summary={"sweep_id": self.sweep, **teacher},
             files=(files,) if files else (),
         )
 

@@ -4,6 +4,7 @@ It reads one word from its standard input: `export` means that no more is to com
 What somebody should know goes to standard output, one JSON string a line; all else to RUN/wandb/exporter.log.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -14,14 +15,12 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import filelock
 
 from analysis.tracking import project_of
 from analysis.tracking.contents import TEACHER, Content, Contents, Files
-from analysis.tracking.folders import FOLDER, Folders
-from analysis.tracking.study_run import of_sweep
+from analysis.tracking.folders import FOLDER, SAVED_VIEWS, Folders
 from search.ledger import FILE, Ledger
 from spaces import load_study
 from trainables.cache import cache_folder
@@ -31,8 +30,8 @@ LIVE_S = 60.0  # between two exports of a trial that is running
 UPLOAD_S = 20.0  # between two uploads while the sweep goes on
 ATTEMPTS = 6  # to write what could not be, with a new process of wandb's each, before it is left to `distune wandb`
 LOCK, LOG = "exporter.lock", "exporter.log"
-# What this process tells itself where it begins again: how often it has, and what it has been told.
-TRIES, ENDED, OFFLINE = "DISTUNE_WANDB_TRIES", "DISTUNE_WANDB_ENDED", "DISTUNE_WANDB_OFFLINE"
+# What this process tells itself where it begins again: how often it has in vain, what it has been told and has said.
+TRIES, ENDED, OFFLINE, SAID = (f"DISTUNE_WANDB_{name}" for name in ("TRIES", "ENDED", "OFFLINE", "SAID"))
 
 
 class Exporter:
@@ -48,11 +47,11 @@ class Exporter:
         self.folders = Folders(run)
         self.project, self.entity = project_of(self.study.name), os.environ.get("WANDB_ENTITY") or None
         self._write, self._upload = writer.write, upload.upload
-        writer.set_up(self.folders)
         self._ends, self._seed = 0, 0  # how much of the ledger is exported
         self._lived: dict[str, float] = {}  # when a running trial was last exported
         self._uploaded = time.monotonic()
         self._revisions = len(self.ledger.revisions())
+        self._judgement = ""
 
     def update(self, last: bool) -> Iterator[None]:
         """Export what is new; comes back after every run. last: also what is not at its end, and the sweep's run."""
@@ -60,9 +59,15 @@ class Exporter:
         for content in self._due(last):
             self._write(content, self.folders, self.project, self.entity)
             yield
+        if last:
+            self._judgement = _in_a_process(
+                "study_run import main; main", str(self.run), self.project, self.entity or ""
+            )
+            self.folders = Folders(self.run)
         if self.online and (last or time.monotonic() > self._uploaded + UPLOAD_S):
             self._send()
-            yield
+        if last:
+            self._make_views()
 
     def _see_revision(self) -> None:
         """`distune extend` may have changed the study since."""
@@ -85,10 +90,6 @@ class Exporter:
             for teacher in self.ledger.teachers():
                 if not self.folders.holds(self.contents.id(TEACHER, teacher["fit"], teacher["teacher_set"])):
                     yield self.contents.of_teacher(teacher, _files_of_teacher(teacher["artefact"]))
-        if last:
-            content = of_sweep(self.contents, self.ledger, self.run, *self._judged())
-            if self._differs(content):
-                yield content
 
     def _ended_trials(self) -> Iterator[Content]:
         ends = self.ledger.ends(self._ends)
@@ -108,23 +109,23 @@ class Exporter:
             if last or time.monotonic() > since + LIVE_S:
                 self._lived[trial.trial] = time.monotonic()
                 content = self.contents.of_trial(trial, None)
-                if content.rows and self._differs(content):
+                if content.rows and self.folders.differs(content.id, content.digest):
                     yield content
 
-    def _judged(self) -> tuple[dict[str, Any], list[str]]:
-        """The comparison, in a process that goes again: it needs scipy, and this one shall stay small."""
-        command = "import sys; from analysis.tracking.exporter import judge; judge(sys.argv[1])"
-        judged = subprocess.run(
-            [sys.executable, "-P", "-c", command, str(self.run)], capture_output=True, text=True, check=False
-        )
-        if judged.returncode:
-            raise RuntimeError(f"the comparison failed: {judged.stderr[-2000:]}")
-        result, words = json.loads(judged.stdout)
-        return result, words
-
-    def _differs(self, content: Content) -> bool:
-        last = self.folders.last(content.id)
-        return last is None or last.digest != content.digest
+    def _make_views(self) -> None:
+        """The workspace and the report. The runs are there without them."""
+        mode = "online" if self.online else "offline"
+        given = (str(self.run), self.project, self.entity or "", mode)
+        try:
+            _in_a_process("views import main; main", *given, given=self._judgement)
+        except RuntimeError as error:
+            traceback.print_exc()
+            why = str(error).strip().splitlines()[-1]
+            _say(f"the workspace and the report could not be {'saved' if self.online else 'made'}: {why}")
+            return
+        if self.online:
+            saved = json.loads((self.run / FOLDER / SAVED_VIEWS).read_text(encoding="utf-8"))
+            _say("workspace {}, report {}".format(*saved["urls"]))
 
     def _send(self) -> None:
         """Upload what is written. Of what was broken off before, the rest is exported again, from the ledger."""
@@ -152,13 +153,13 @@ def _files_of_teacher(artefact: str) -> Files | None:
     return Files(f"teacher-{artefact}", "model", paths, ("as-published",)) if paths else None
 
 
-def judge(run: str) -> None:
-    """Print what `distune compare` says of a run, and its conclusions in words, as JSON."""
-    from analysis.comparison import compare
-    from analysis.tables import conclusions
-
-    result = compare(Path(run))
-    json.dump([result, conclusions(result)], sys.stdout)
+def _in_a_process(what: str, *arguments: str, given: str = "") -> str:
+    """What a function of this package prints, in a process that goes again: this one shall stay small."""
+    command = [sys.executable, "-P", "-c", f"from analysis.tracking.{what}()", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, input=given)
+    if done.returncode:
+        raise RuntimeError(f"{what} failed: {done.stderr[-2000:]}")
+    return done.stdout
 
 
 class _Parent:
@@ -194,6 +195,7 @@ def main() -> None:
         if parent.dead or parent.ended:
             return
     (run / FOLDER).mkdir(exist_ok=True)
+    _set_up_wandb(run / FOLDER / "staging")
     with (run / FOLDER / LOG).open("a", encoding="utf-8") as log, filelock.FileLock(run / FOLDER / LOCK):
         os.dup2(log.fileno(), 2)
         try:
@@ -206,11 +208,21 @@ def main() -> None:
             sys.exit(1)
 
 
+def _set_up_wandb(staging: Path) -> None:
+    """What wandb keeps beside its runs comes into the run folder; what is of a single run is not for hundreds."""
+    for name in ("RUN_ID", "NAME", "RUN_GROUP", "JOB_TYPE", "NOTES", "RESUME", "SWEEP_ID", "MODE"):
+        os.environ.pop(f"WANDB_{name}", None)
+    os.environ["WANDB_SILENT"] = "true"
+    for name in ("DIR", "DATA_DIR", "CACHE_DIR"):
+        os.environ[f"WANDB_{name}"] = str(staging)
+    staging.mkdir(exist_ok=True)
+
+
 def _follow(exporter: Exporter, parent: _Parent) -> None:
     while True:
         last = parent.ended
         for _ in exporter.update(last):
-            os.environ.pop(TRIES, None)
+            os.environ.pop(TRIES, None)  # it gets on
             parent.listen(0)
             if parent.dead:
                 return
@@ -239,8 +251,9 @@ def _mode(asked: str) -> str:
 def _begin_again(error: Exception, parent: _Parent) -> None:
     """After a wait, with wandb's processes new. Comes back where that has been in vain and nothing more is to come."""
     tries = int(os.environ.get(TRIES, "0")) + 1
-    if tries == 1:
-        text = " ".join(str(error).split())[:300] or type(error).__name__
+    if not os.environ.get(SAID):
+        os.environ[SAID] = "1"
+        text = (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
         _say(f"{text}; the sweep is not touched by this, and the export is tried again (see {FOLDER}/{LOG})")
     if parent.ended and tries >= ATTEMPTS:
         _say("the export could not be finished; try again with `distune wandb RUN`")
@@ -264,4 +277,5 @@ def _close_wandb() -> None:
 
 
 def _say(text: str) -> None:
-    print(json.dumps(text), flush=True)
+    with contextlib.suppress(BrokenPipeError):  # nobody listens any more
+        os.write(1, f"{json.dumps(text)}\n".encode())

@@ -13,6 +13,7 @@ from pathlib import Path
 
 FOLDER, PARTIAL, NOTE = "wandb", ".partial", "distune.json"
 PATTERN = "offline-run-*"
+WORKSPACE, REPORT, SAVED_VIEWS = "workspace.json", "report.json", "saved_views.json"
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,11 @@ class Folders:
         """Whether all of a run is there that will never change."""
         last = self.last(id)
         return last is not None and last.final
+
+    def differs(self, id: str, digest: str) -> bool:
+        """Whether what was written last of a run is not this."""
+        last = self.last(id)
+        return last is None or last.digest != digest
 
     def keep(self, written: Path, part: Part) -> None:
         """Move a run that was written whole to its place; what it replaces goes after it has come."""

@@ -1,31 +1,23 @@
-"""The W&B run of the whole sweep: the ablation table with its verdicts, budgets, study.yaml, code and packages."""
+"""The W&B run of the whole sweep: the ablation table with its verdicts, budgets, study.yaml, code and packages.
 
+It is made in a process that goes again: the comparison needs scipy, and wandb's tables need pandas.
+"""
+
+import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from analysis.tracking.contents import STUDY, Content, Contents, Files, Row
+from analysis.tracking.folders import Folders
 from search.ledger import Ledger
+from spaces import load_study
 
 Json = dict[str, Any]
-ABLATION = [
-    "arm",
-    "kind",
-    "published",
-    "as_published",
-    "as_published_low",
-    "as_published_high",
-    "as_published_n",
-    "tuned",
-    "tuned_low",
-    "tuned_high",
-    "tuned_n",
-    "delta",
-    "delta_low",
-    "delta_high",
-    "p_adjusted",
-    "verdict",
-]
+JUDGED = ["delta", "delta_low", "delta_high", "p_adjusted", "verdict"]
+ABLATION = ["arm", "kind", "published", *("as_published" + part for part in ("", "_low", "_high", "_n"))]
+ABLATION += [*("tuned" + part for part in ("", "_low", "_high", "_n")), *JUDGED]
 
 
 def of_sweep(contents: Contents, ledger: Ledger, run: Path, result: Json, words: list[str]) -> Content:
@@ -46,7 +38,7 @@ def of_sweep(contents: Contents, ledger: Ledger, run: Path, result: Json, words:
         "max_epochs": budget.max_epochs,
         "rungs": list(budget.rungs),
         "subsearches": budget.subsearches,
-        "options": meta["options"],
+        "options": meta.get("options", {}),
         "packages": packages,
         "code": {name: digest for name, digest in code.items() if name not in packages},
     }
@@ -74,13 +66,30 @@ def of_sweep(contents: Contents, ledger: Ledger, run: Path, result: Json, words:
         tags=contents.tags(STUDY),
         config=config,
         rows=[],
-        summary=_summary(result),
+        summary={"sweep_id": contents.sweep, **_summary(result)},
         final=bool(result["complete"]),
         notes=" ".join(words),
         files=(Files(f"study-{contents.sweep}", "study", files, ("latest",)),),
         tables={name: table for name, table in tables.items() if table[1]},
-        charts={"tuned arms": ("ablation", "arm", "tuned"), "seed-epochs": ("budget", "arm", "seed_epochs")},
+        charts={"tuned_arms": ("ablation", "arm", "tuned"), "seed_epochs": ("budget", "arm", "seed_epochs")},
     )
+
+
+def main() -> None:
+    """Write it, of the run folder, project and entity in `sys.argv`; prints the comparison and its conclusions."""
+    from analysis.comparison import compare
+    from analysis.tables import conclusions
+    from analysis.tracking.writer import write
+
+    run, project, entity = Path(sys.argv[1]), sys.argv[2], sys.argv[3] or None
+    result = compare(run)
+    words, folders = conclusions(result), Folders(run)
+    with Ledger.open(run) as ledger:
+        contents = Contents(load_study(run / "study.yaml"), ledger)
+        content = of_sweep(contents, ledger, run, result, words)
+        if folders.differs(content.id, content.digest):
+            write(content, folders, project, entity)
+    json.dump([result, words], sys.stdout)
 
 
 def _ablation(arm: Json) -> list[Any]:

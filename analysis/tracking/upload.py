@@ -56,9 +56,8 @@ def _sync(parts: list[Part], project: str, entity: str | None, log: Path) -> Non
     command += ["--entity", entity] if entity else []
     with log.open("a", encoding="utf-8") as said:
         try:
-            subprocess.run(
-                [*command, *(str(p.folder) for p in parts)], stdout=said, stderr=said, timeout=SYNC_S, check=False
-            )
+            places = [p.folder.name for p in parts]  # it makes a folder `wandb` where it is called
+            subprocess.run([*command, *places], cwd=log.parent, stdout=said, stderr=said, timeout=SYNC_S, check=False)
         except subprocess.TimeoutExpired:
             raise NotUploaded(f"`wandb sync` did not end within {SYNC_S:.0f} s") from None
 

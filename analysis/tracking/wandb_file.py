@@ -10,7 +10,8 @@ from pathlib import Path
 from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # generated, without types
 
 HEADER, BLOCK, FRAGMENT = 7, 32768, 7  # bytes
-FULL, LAST = 1, 4
+FULL, LAST = b"\x01", b"\x04"
+KINDS = FULL, b"\x02", b"\x03", LAST
 
 
 def records(path: Path) -> Iterator[Record]:
@@ -24,9 +25,9 @@ def records(path: Path) -> Iterator[Record]:
         if left < FRAGMENT:  # the rest of a block, too small for a fragment, is empty
             at += left
             continue
-        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6 : at + 7]
         fragment = data[at + FRAGMENT : at + FRAGMENT + length]
-        if len(fragment) < length or not FULL <= kind <= LAST:
+        if len(fragment) < length or kind not in KINDS:
             raise ValueError(f"{path} is cut off at {at} bytes")
         whole += fragment
         at += FRAGMENT + length

@@ -1,6 +1,5 @@
 """Write one W&B run with wandb's own client, offline, and move it to its place once it is whole."""
 
-import os
 import shutil
 import time
 from pathlib import Path
@@ -25,20 +24,10 @@ SETTINGS: dict[str, Any] = {
     "quiet": True,
 }
 CLOSED_S = 10.0  # for wandb-core to write what it was given
-# Of a single run, and not for the hundreds of a sweep.
-_OF_ONE_RUN = ("RUN_ID", "NAME", "RUN_GROUP", "JOB_TYPE", "NOTES", "RESUME", "SWEEP_ID", "DIR", "MODE")
 
 
 class NotWritten(RuntimeError):
     """wandb lost what it was given: its process died, or the disk is full."""
-
-
-def set_up(folders: Folders) -> None:
-    """Before the first run: what wandb keeps beside its runs comes into the run folder, the user's is left alone."""
-    for name in _OF_ONE_RUN:
-        os.environ.pop(f"WANDB_{name}", None)
-    os.environ |= {"WANDB_DATA_DIR": str(folders.path / "staging"), "WANDB_SILENT": "true"}
-    os.environ["WANDB_CACHE_DIR"] = str(folders.path / "staging" / "cache")
 
 
 def write(content: Content, folders: Folders, project: str, entity: str | None) -> None:
@@ -128,8 +117,3 @@ def _artifact(files: Files) -> "wandb.Artifact":
     for name, path in files.paths.items():
         artifact.add_file(str(path), name=name)
     return artifact
-
-
-def staged(run: Path) -> Path:
-    """Where files that are made for artefacts wait for them."""
-    return run / "wandb" / "staging"
