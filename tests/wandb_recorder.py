@@ -9,6 +9,7 @@ import gzip
 import json
 import re
 import threading
+import urllib.parse
 from collections import defaultdict
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -123,9 +124,12 @@ class Recorder(ThreadingHTTPServer):
         if name not in self.runs:
             return {"project": {"internalId": "1", "run": None}}
         run = self.runs[name]
-        about = {"id": f"id-{name}", "name": name, "displayName": name, "state": "crashed", "tags": [], "user": None}
+        about = {"id": f"id-{name}", "name": name, "displayName": name, "state": "crashed", "tags": []}
         about |= {"config": json.dumps({k: {"value": v} for k, v in run.config.items()}), "projectId": 1}
-        about |= {"summaryMetrics": json.dumps(run.summary), "systemMetrics": "{}", "historyKeys": None}
+        about |= {"summaryMetrics": json.dumps(run.summary), "systemMetrics": "{}", "historyKeys": {"keys": {}}}
+        about |= {"user": {"name": "somebody", "username": "somebody"}, "group": None, "jobType": None, "commit": None}
+        about |= {"readOnly": False, "createdAt": "2026-01-01T00:00:00", "heartbeatAt": None, "description": None}
+        about |= {"notes": None}
         return {"project": {"internalId": "1", "run": about | {"historyLineCount": len(run.rows), "sweepName": None}}}
 
     def _project(self, given: dict[str, Any]) -> dict[str, Any]:
@@ -210,10 +214,11 @@ class _Handler(BaseHTTPRequestHandler):
         return self._reply({})
 
     def do_PUT(self) -> None:
-        name = self.path.removeprefix("/put/")
+        name = urllib.parse.unquote(self.path.removeprefix("/put/"))
         self.server.stored[name] = len(self._body())
         run, _, file = name.partition("/")
-        self.server.runs[run].files.add(file)
+        if run in self.server.runs:
+            self.server.runs[run].files.add(file)
         self._reply({})
 
     def do_GET(self) -> None:

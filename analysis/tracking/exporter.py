@@ -65,7 +65,10 @@ class Exporter:
             )
             self.folders = Folders(self.run)
         if self.online and (last or time.monotonic() > self._uploaded + UPLOAD_S):
-            self._send()
+            cut = self._send()
+            if cut and last:
+                yield from self.update(last)
+                return
         if last:
             self._make_views()
 
@@ -127,13 +130,14 @@ class Exporter:
             saved = json.loads((self.run / FOLDER / SAVED_VIEWS).read_text(encoding="utf-8"))
             _say("workspace {}, report {}".format(*saved["urls"]))
 
-    def _send(self) -> None:
-        """Upload what is written. Of what was broken off before, the rest is exported again, from the ledger."""
-        cut = [part.id for part in self.folders.waiting() if part.interrupted]
+    def _send(self) -> bool:
+        """Upload what is written; whether some of it had been broken off, the rest of which is due again."""
+        broken_off = any(part.interrupted for part in self.folders.waiting())
         self._upload(self.folders, self.project, self.entity, self.run / FOLDER / LOG)
         self._uploaded = time.monotonic()
-        if cut:
+        if broken_off:
             self._ends = self._seed = 0
+        return broken_off
 
     @property
     def counted(self) -> str:

@@ -194,8 +194,10 @@ def main() -> None:
     """`sys.argv`: run folder, project, entity or nothing, mode; what `judge` prints comes by standard input."""
     run, project, entity, mode = sys.argv[1:]
     result, words = json.load(sys.stdin)
-    if mode == "online" and not entity:
+    if mode == "online":
         import wandb
 
-        entity = str(wandb.Api().default_entity)
+        entity = entity or str(wandb.Api().default_entity)
+    else:
+        entity = ""  # with one, wandb-workspaces asks the server for it
     make(Path(run), project, entity, result, words, mode == "online")
