@@ -5,6 +5,7 @@ too; published configurations are paired by seed; test rows count as a sample in
 and each verdict is read off the interval that the correction leaves.
 """
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -299,6 +300,9 @@ class _Comparison:
                 "ci95_family": pair(difference.total.interval(level)),
                 "p_value": p,
                 "p_adjusted": p_adjusted,
+                "standard_error": None if difference.total.n == 1 else math.sqrt(difference.total.variance),
+                "df": None if difference.total.n == 1 else difference.total.df,
+                "comparisons": len(family) if in_family else 1,
             },
             "population_delta": population,
             "verdict": verdict,
