@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis import beside, costs, gates, looks
+from analysis import beside, claims, costs, gates, looks
 from analysis.statistics import (
     Difference,
     arm_verdict,
@@ -444,6 +444,13 @@ class _Comparison:
                     "sign_flip_p": None if difference is None else self._sign_flip(claim.better, claim.worse),
                     "population": self._claim_on_population(claim.better, claim.worse),
                     "verdict": verdict,
+                    "sentence": claims.sentence(
+                        claim,
+                        None if difference is None else difference.total.mean,
+                        interval,
+                        verdict,
+                        self.study.metric,
+                    ),
                 }
             )
         return results
