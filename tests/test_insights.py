@@ -14,18 +14,8 @@ from spaces import A_A_CONTROL, BASELINE
 from tests.made_ledgers import add_trial, asked, new_run, row, small_study
 from tests.test_comparison import CONFIRMATION, ONE_WINNER, World, accuracies, add_seed, confirmed, searched
 
-KEYS = [
-    "power",
-    "optimism",
-    "evp",
-    "anytime",
-    "importance",
-    "interaction",
-    "gradient_share",
-    "cost_per_point",
-    "saturated",
-    "notes",
-]
+KEYS = ["power", "optimism", "evp", "anytime", "importance", "interaction", "gradient_share"]
+KEYS += ["cost_per_point", "saturated", "notes"]
 STUDY = small_study(("kd",))
 
 
@@ -192,7 +182,7 @@ def test_importance_of_the_whole_sets_the_arm_beside_what_all_arms_share(tmp_pat
     assert set(found) == {"all", *study.searched}
     assert set(found["all"]["parameters"]) == {"arm", "learning_rate", "weight_decay", "batch_size"}
     assert set(list(found["all"]["parameters"])[:2]) == {"arm", "learning_rate"}
-    assert found["all"]["parameters"]["arm"] > 0.2
+    assert found["all"]["parameters"]["arm"] > 0.1
     assert found["all"]["n"] == 120  # the control is the baseline again, not another arm
     assert max(found["kd"]["parameters"], key=found["kd"]["parameters"].get) == "learning_rate"
     assert "temperature" in found["kd"]["parameters"]
@@ -212,8 +202,8 @@ def test_the_interaction_is_of_arms_that_have_both_temperature_and_weight(tmp_pa
     found = as_json(insights(tmp_path))["interaction"]
     assert set(found) == {"kd"}
     assert (found["kd"]["x"], found["kd"]["y"], len(found["kd"]["points"])) == ("temperature", "kd_weight", 40)
-    assert found["kd"]["gain"] > 0.6  # in the units of the range's logarithm, in which the score is a product
-    assert found["kd"]["ci95"][0] > 0.5
+    assert found["kd"]["gain"] > 0.5  # in the units of the range's logarithm, in which the score is a product
+    assert found["kd"]["ci95"][0] > 0.3
 
 
 def test_gradient_shares_are_those_of_the_last_audit(tmp_path):
