@@ -19,7 +19,7 @@ from analysis.performance import (
     gain_of_doubling,
     n_with_interval,
 )
-from analysis.power import detectable, power
+from analysis.power import detectable, power, seeds_for
 from search import seeds
 from search.distributions import distributions
 from search.ledger import EpochRecord, Ledger, RunRecord, TrialRecord
@@ -131,12 +131,16 @@ class _Insights:
                 self._note("power is null: one seed or one winner has no standard error", name)
                 found[name] = None
                 continue
+            seeds_now = self.study.budget.confirm_seeds
             margin = self.study.margin if name == A_A_CONTROL else self.compared["margin"]
             level = 1 - self.compared["alpha"] / delta["comparisons"]
             found[name] = {
                 "difference": delta["mean"],
-                "seeds": (arm["tuned"] or arm.get("fixed") or {}).get("n"),
+                "seeds": seeds_now,
                 "seeds_to_settle": arm["seeds_to_settle"],
+                "seeds_for_80": seeds_for(
+                    *(delta["mean"], error, delta["standard_error_seeds"], delta["df_seeds"], seeds_now, level, margin)
+                ),
                 "power_now": power(delta["mean"], error, df, level, margin),
                 "detectable": detectable(error, df, level, margin),
                 "level": level,
