@@ -269,12 +269,18 @@ def equivalence(rng: np.random.Generator, draws: int) -> Json:
 
 def tuning_curves(rng: np.random.Generator, draws: int) -> Json:
     """Coverage of the intervals of expected validation performance, for a quarter and all of N random trials."""
+    shapes: dict[str, Callable[[Any], Array]] = {
+        "scores with a ceiling": lambda shape: -rng.exponential(size=shape),
+        "normal scores": lambda shape: rng.standard_normal(shape),
+    }
     found = {}
-    for size in (24, 100):
-        for name, n in (("a quarter", n_with_interval(size)), ("all", size)):
-            truth = float((1 - LOSS * rng.exponential(size=(100_000, n))).max(axis=1).mean())
-            ends = (expected_best_intervals(1 - LOSS * rng.exponential(size=size), [n], rng)[0] for _ in range(draws))
-            found[f"best of {n}, {name} of {size} trials"] = rate(covers((low, high), truth) for low, high in ends)
+    for name, draw in shapes.items():
+        for size in (24, 100):
+            for part, n in (("a quarter", n_with_interval(size)), ("all", size)):
+                truth = float(draw((100_000, n)).max(axis=1).mean())
+                ends = (expected_best_intervals(draw(size), [n], rng)[0] for _ in range(draws))
+                covered = rate(covers((low, high), truth) for low, high in ends)
+                found[f"{name}, best of {n}, {part} of {size} trials"] = covered
     return found
 
 
