@@ -261,8 +261,12 @@ class _Insights:
 
     def _importance_of(self, arms: Sequence[str], space: Space) -> Json:
         own = [s for arm in arms for s in self.scored[arm] if not s.failed]
-        configs = [{**s.trial.config, "arm": s.trial.arm} for s in own]
-        measured = importance(configs, [s.score for s in own], distributions(space), self.rng)
+        tried = [({**s.trial.config, "arm": s.trial.arm}, s.score) for s in own]
+        inside = [(c, score) for c, score in tried if all(n in c and d.contains(c[n]) for n, d in space.items())]
+        if len(inside) < len(tried) and len(arms) == 1:
+            self._note("importance leaves out trials that lie outside the space as it is now", arms[0])
+        configs, scores = [c for c, _ in inside], [score for _, score in inside]
+        measured = importance(configs, scores, distributions(space), self.rng)
         return {"parameters": measured.parameters, "n": measured.n, "caveat": measured.caveat}
 
     def _interaction(self) -> dict[str, Json]:

@@ -189,6 +189,27 @@ def test_importance_of_the_whole_sets_the_arm_beside_what_all_arms_share(tmp_pat
     assert "hint" in found["kd"]["caveat"]
 
 
+def test_trials_outside_the_space_as_it_is_now_have_no_importance(tmp_path):
+    with new_run(tmp_path, STUDY) as ledger:
+        for i in range(12):
+            end_at_once(ledger, f"kd-{i}", "kd", i / 20, config={"learning_rate": 1e-3 * (1 + i), "batch_size": 64})
+        end_at_once(ledger, "kd-wide", "kd", 0.9, config={"learning_rate": 0.9})
+        end_at_once(ledger, "kd-other", "kd", 0.9, config={"batch_size": 7})
+    found = as_json(insights(tmp_path))
+    assert found["importance"]["kd"]["n"] == 12
+    assert says(found, "kd: importance leaves out trials that lie outside the space")
+
+
+def test_a_sweep_of_the_baseline_alone_has_no_arms_to_compare(tmp_path):
+    study = small_study((BASELINE,))
+    with new_run(tmp_path, study) as ledger:
+        for i in range(12):
+            end_at_once(ledger, f"{i}", BASELINE, i / 20, config={"learning_rate": 1e-3 * (1 + i)})
+    found = as_json(insights(tmp_path))
+    assert found["importance"]["all"]["parameters"].keys() == {"learning_rate", "weight_decay", "batch_size"}
+    assert (found["power"], found["cost_per_point"], found["interaction"]) == ({}, {}, {})
+
+
 def test_the_interaction_is_of_arms_that_have_both_temperature_and_weight(tmp_path):
     study, rng = small_study(("kd",)), np.random.default_rng(1)
     with new_run(tmp_path, study) as ledger:

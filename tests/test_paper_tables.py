@@ -79,6 +79,16 @@ def test_columns_of_published_numbers_are_left_out_where_there_are_none(result):
     assert rows_of_markdown(ablation(silent, "markdown"))[0] == ["Arm", "Tuned", "n", "Difference", "p", "Verdict"]
 
 
+def test_what_takes_teachers_to_run_is_told_from_a_student_where_there_is_such(result):
+    first, *rest = result["arms"]
+    blended = {**result, "arms": [first, *({**a, "role": "needs_teachers"} for a in rest)]}
+    heading, rule, one, *others = rows_of_markdown(ablation(blended, "markdown"))
+    assert heading[:2] == ["Arm", "Runs"]
+    assert rule == ["---", "---", *["---:"] * 6, "---"]
+    assert [one[1], *{o[1] for o in others}] == ["alone", "with teachers"]
+    assert len(one) == len(heading)
+
+
 def test_latex_escapes_each_character_that_is_a_command():
     assert escape_latex(r"a_b & 5% $x #1 {y} \z ~ ^ <p>") == (
         r"a\_b \& 5\% \$x \#1 \{y\} \textbackslash{}z \textasciitilde{} \textasciicircum{} \textless{}p\textgreater{}"
