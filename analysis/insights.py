@@ -197,7 +197,7 @@ class _Insights:
             return None
         budgets = budget_grid(n)
         shown = budgets[budgets <= n_with_interval(n)]
-        intervals = expected_best_intervals(values, shown, self.rng).tolist() if shown.size else []
+        intervals = expected_best_intervals(values, shown, self.rng).clip(0, 1).tolist() if shown.size else []
         self._note(
             "expected validation performance has intervals up to a quarter of the random trials: beyond, no estimate "
             "from so few covers as it says"

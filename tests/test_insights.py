@@ -8,6 +8,7 @@ import pytest
 
 from analysis.comparison import compare
 from analysis.insights import insights
+from analysis.performance import gain_of_doubling
 from analysis.power import detectable, power
 from search.ledger import TrialRecord
 from spaces import A_A_CONTROL, BASELINE
@@ -109,6 +110,16 @@ def test_optimism_is_told_for_every_winner(tmp_path):
                     metrics={"val_accuracy": value + 0.01 * r},
                     predictions={},
                 )
+        for fit, replicate in (("train+validation", CONFIRMATION), ("train", CONFIRMATION + 20_000)):
+            ledger.finish_run(  # neither of the one fit that is compared, nor of the seeds that are in use
+                *("tuned", "kd", 0, fit, replicate),
+                trial="kd-0",
+                config={},
+                epochs=9,
+                seconds=0.1,
+                metrics={"val_accuracy": 0.1},
+                predictions={},
+            )
     found = as_json(insights(tmp_path))
     told = [(o["subsearch"], o["search"], o["fresh"], o["optimism"]) for o in found["optimism"]["kd"]]
     assert told[:2] == [
@@ -117,6 +128,30 @@ def test_optimism_is_told_for_every_winner(tmp_path):
     ]
     assert [o[2:] for o in told[2:]] == [(None, None)] * 2
     assert says(found, "kd: the winner of sub-search 3 has no finite value under fresh seeds yet")
+
+
+def test_a_winner_that_was_chosen_before_the_end_has_no_optimism(tmp_path):
+    with searched(tmp_path, STUDY, ((1, 0.5), (3, 0.7))) as ledger:
+        ledger.finish_run(
+            *("tuned", "kd", 0, "train", CONFIRMATION),
+            trial="kd-0",
+            config={},
+            epochs=9,
+            seconds=0.1,
+            metrics={"val_accuracy": 0.75},
+            predictions={},
+        )
+    found = as_json(insights(tmp_path))
+    first = found["optimism"]["kd"][0]
+    assert (first["search"], first["fresh"], first["optimism"]) == (0.7, 0.75, None)
+    assert says(found, "kd: the winner of sub-search 0 was chosen before the last epoch: no optimism")
+
+
+def test_the_a_a_control_is_judged_by_the_studys_margin_and_widens_that_of_the_others(tmp_path):
+    world = World()
+    result = confirmed(tmp_path / "run", world, accuracies(world, hard_labels_again=0.85), STUDY)
+    shown = insights(tmp_path / "run", result)["power"]
+    assert shown[A_A_CONTROL]["margin"] == STUDY.margin < 0.01 < result["margin"] == shown["kd"]["margin"]
 
 
 def test_expected_performance_is_of_random_trials_alone(tmp_path):
@@ -142,13 +177,27 @@ def test_a_search_is_saturated_where_its_second_half_bought_less_than_the_margin
     with new_run(tmp_path, STUDY) as ledger:
         for i, score in enumerate((0.5, 0.5009, 0.501, 0.4999)):
             end_at_once(ledger, f"kd-{i}", "kd", score)
-    assert insights(tmp_path)["saturated"]["kd"] is True
+        for i, score in enumerate((0.5, 0.506, 0.5, 0.5)):  # of all 0.506, of two 0.503
+            end_at_once(ledger, f"base-{i}", BASELINE, score)
+    saturated = insights(tmp_path)["saturated"]
+    assert saturated["kd"] is True
+    assert gain_of_doubling([0.5, 0.506, 0.5, 0.5]) == pytest.approx(0.003)
+    assert saturated[BASELINE] is False
+
+
+def test_no_interval_of_expected_performance_ends_above_one(tmp_path):
+    with new_run(tmp_path, STUDY) as ledger:
+        for i in range(8):
+            end_at_once(ledger, f"kd-{i}", "kd", 1.0 - (i == 0) * 0.9)
+    first, second, *_ = insights(tmp_path)["evp"]["kd"]["ci95"]
+    assert first[1] <= 1.0
+    assert 0 <= second[0] < second[1] <= 1.0
 
 
 def test_the_anytime_curve_pays_for_everything_and_knows_fresh_values(tmp_path):
     world = World()
     with new_run(tmp_path, STUDY) as ledger:
-        add_trial(ledger, "kd-0", "kd", {1: 0.5, 3: 0.6}, how="stopped")
+        add_trial(ledger, "kd-0", "kd", {1: 0.5, 2: 0.8, 3: 0.6}, how="stopped")  # 2 is no rung
         end_at_once(ledger, "kd-lost", "kd", 0.99, how="diverged")
         add_trial(ledger, "kd-1", "kd", {1: 0.55, 3: 0.7}, how="budget")
         ledger.finish_run(
