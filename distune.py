@@ -114,6 +114,12 @@ class Run:
 
         return compare(self.path)
 
+    def insights(self) -> dict[str, Any]:
+        """What the sweep says beyond its verdicts (docs/statistics.md): power, optimism, importance, cost."""
+        from analysis.insights import insights
+
+        return insights(self.path)
+
     def trials(self) -> pd.DataFrame:
         """One row a trial: what was asked, how it ended, and its configuration as `config.<name>`."""
         import pandas as pd
@@ -345,9 +351,44 @@ def extend(
 
 
 @app.command()
-def compare(run: RunArgument, as_json: AsJson = False) -> None:
-    """Print the ablation table of a run: published, as published and tuned, with verdicts."""
-    _show(open_run(run), as_json)
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="One run folder, or several.")],
+    form: Annotated[
+        str | None, typer.Option("--format", metavar="latex|markdown|csv", help="Print the ablation table for a paper.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the ablation table of a run: published, as published and tuned, with verdicts.
+
+    \b
+    distune compare runs/first
+    distune compare runs/first --format latex > table.tex
+    distune compare runs/first runs/second      # the same arms on other data, or with another budget
+    """
+    opened = [open_run(run) for run in runs]
+    from analysis import paper_tables
+    from spaces import BadInput
+
+    table = next((f for f in paper_tables.FORMATS if f == form), None)
+    if form is not None and (table is None or as_json):
+        given = "--json and --format" if as_json else f"--format {form}"
+        raise BadInput(f"{given}: give --json, or --format with one of {', '.join(paper_tables.FORMATS)}")
+    if len(opened) > 1:
+        from analysis import side_by_side
+
+        result = side_by_side.compare_runs(runs)
+        if table is not None:
+            print(side_by_side.paper(result, table), end="")
+        elif as_json:
+            _print_json(result)
+        else:
+            from analysis.tables import wide_console
+
+            wide_console().print(side_by_side.render(result), highlight=False)
+    elif table is not None:
+        print(paper_tables.ablation(opened[0].compare(), table), end="")
+    else:
+        _show(opened[0], as_json)
 
 
 @app.command()

@@ -5,6 +5,7 @@ too; published configurations are paired by seed; test rows count as a sample in
 and each verdict is read off the interval that the correction leaves.
 """
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis import beside, costs, gates, looks
+from analysis import beside, claims, costs, gates, looks
 from analysis.statistics import (
     Difference,
+    Spread,
     arm_verdict,
     auc_units,
     between_arms,
@@ -34,7 +36,7 @@ from analysis.statistics import (
 )
 from search import seeds
 from search.ledger import ENSEMBLE, Ledger, RunRecord
-from search.selection import Winner, deployed, fair_limit, search_spend, select, within
+from search.selection import Winner, choose, deployed, fair_limit, search_spend, within
 from spaces import A_A_CONTROL, BASELINE, Study, is_at_limit, load_study
 
 Units = NDArray[np.float64]
@@ -71,8 +73,9 @@ class _Comparison:
         self.study, self.ledger = study, ledger
         self.notes: list[str] = list(study.notes)
         self.trials, self.epochs, self.ends = ledger.trials(), ledger.epochs(), ledger.ends()
-        self.chosen = select(study, ledger)
         self.runs = ledger.runs()
+        again = [r for r in self.runs if r.purpose == "reevaluation"]
+        self.chosen = choose(study, self.trials, self.epochs, self.ends, again)
         self.labels, self.round = ledger.labels("test"), ledger.round
         at_looks = [look["seeds"] for look in ledger.looks() if look["split"] == "test" and look["seeds"]]
         self.alpha = looks.level_at_last_look(at_looks) if at_looks else looks.ALPHA
@@ -299,6 +302,9 @@ class _Comparison:
                 "ci95_family": pair(difference.total.interval(level)),
                 "p_value": p,
                 "p_adjusted": p_adjusted,
+                **_error(difference.total, ""),
+                **_error(difference.without_rows, "_seeds"),
+                "comparisons": len(family) if in_family else 1,
             },
             "population_delta": population,
             "verdict": verdict,
@@ -440,6 +446,13 @@ class _Comparison:
                     "sign_flip_p": None if difference is None else self._sign_flip(claim.better, claim.worse),
                     "population": self._claim_on_population(claim.better, claim.worse),
                     "verdict": verdict,
+                    "sentence": claims.sentence(
+                        claim,
+                        None if difference is None else difference.total.mean,
+                        interval,
+                        verdict,
+                        self.study.metric,
+                    ),
                 }
             )
         return results
@@ -578,6 +591,15 @@ def _for_seeds(reference: Confirmed, seeds: list[int], sets: int) -> Confirmed |
         return None
     rows = [place[seed % sets] for seed in seeds]
     return Confirmed([reference.runs[i] for i in rows], [reference.flat[rows]], seeds)
+
+
+def _error(spread: Spread, name: str) -> Json:
+    """What the interval was made from, None with one unit."""
+    one = spread.n == 1
+    return {
+        f"standard_error{name}": None if one else math.sqrt(spread.variance),
+        f"df{name}": None if one else spread.df,
+    }
 
 
 def _amount(gain: float, metric: str) -> str:

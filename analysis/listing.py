@@ -7,7 +7,8 @@ from typing import Any
 
 from rich.console import Console
 
-from analysis.tables import Unit, new_table, wide_console
+from analysis.tables import new_table, wide_console
+from analysis.units import Unit
 from search.ledger import FILE, Ledger, NotALedger
 from spaces import Study
 

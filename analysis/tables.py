@@ -1,13 +1,14 @@
 """The comparison for a person: the ablation table and what it says in words."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+
+from analysis.units import Unit
 
 Json = Mapping[str, Any]
 COLOURS = {"better": "green", "worse": "red", "equivalent": "cyan", "replicates": "green", "reversed": "red"}
@@ -33,33 +34,6 @@ def new_table(title: str, left: Sequence[str], right: Sequence[str] = (), captio
     for number, heading in enumerate((*left, *right)):
         table.add_column(heading, justify="left" if number < len(left) else "right", no_wrap=number == 0)
     return table
-
-
-@dataclass(frozen=True)
-class Unit:
-    """How a metric is printed. values: what its numbers are; points: what a difference is in."""
-
-    values: str
-    points: str
-    scale: float
-    digits: int
-
-    @staticmethod
-    def of(metric: str) -> "Unit":
-        """metric: such as test_accuracy or test_auc."""
-        return Unit("AUC", "AUC", 1.0, 4) if metric.endswith("auc") else Unit("percent", "points", 100.0, 2)
-
-    def value(self, value: float | None) -> str:
-        return "-" if value is None else f"{self.scale * value:.{self.digits}f}"
-
-    def difference(self, value: float | None) -> str:
-        return "-" if value is None else f"{self.scale * value:+.{self.digits}f}"
-
-    def interval(self, pair: Sequence[float] | None, sign: bool = False) -> str:
-        if pair is None:
-            return ""
-        form = f"{'+' if sign else ''}.{self.digits}f"
-        return f"[{self.scale * pair[0]:{form}}, {self.scale * pair[1]:{form}}]"
 
 
 def render(result: Json) -> RenderableType:
@@ -144,6 +118,7 @@ def _sentences(result: Json, unit: Unit) -> list[Text]:
                 (str(claim["verdict"] or "no verdict"), COLOURS.get(str(claim["verdict"]), "bold")),
             )
         )
+        lines.append(Text(f"  {claim['sentence']}"))
     open_arms = [arm for arm in result["arms"] if arm["verdict"] == "indistinguishable"]
     for arm in open_arms:
         settle = arm["seeds_to_settle"]
