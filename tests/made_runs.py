@@ -30,7 +30,9 @@ def confirmed_run(folder, changes, arms, confirmed=None):
     if any(study.arms[arm].teacher_rows != "none" for arm in confirmed or arms):
         for k in range(study.confirm_teachers):
             teacher = build_teacher(study, 0, dataset, study.confirm_on, k)
-            sets.append(family.label(study, teacher, rows, dataset, dataset.validation if study.confirm_on == TRAIN else None))
+            sets.append(
+                family.label(study, teacher, rows, dataset, dataset.validation if study.confirm_on == TRAIN else None)
+            )
     payload = payload_of(study, 0, dataset, study.confirm_on, sets)
     judged = family.judged(study, 0, dataset, study.confirm_on)
     with new_run(run, study) as ledger, pytest.MonkeyPatch.context() as patch:

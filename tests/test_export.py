@@ -50,6 +50,7 @@ TABLE = {
     "space": {"hidden": {"choices": ["8", "8-4"]}, "batch_size": {"choices": [128, "full"]}},
     "arms": tiny_table["arms"],
 }
+TRAINED = ["kd_uniform", "attention_blend", "as_printed"]
 WITHOUT_TORCH = "import sys; sys.modules.update(dict.fromkeys(('torch', 'distune', 'pandas', 'sklearn', 'xgboost')));"
 
 
@@ -71,11 +72,10 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exports")
     a_table().to_csv(folder / "table.csv", index=False)
     made = {}
-    blends = ["attention_blend", "uniform_blend", "global_gate_blend", "as_printed"]
     for name, changes, wanted, confirmed in (
         ("mlp", MLP, ["hard_labels", "kd"], ["hard_labels"]),
         ("vision", IMAGES, ["hard_labels", "released_baseline"], None),
-        ("tabular", TABLE, ["hard_labels", "kd_uniform", "uniform_mix", *blends], None),
+        ("tabular", TABLE, ["hard_labels", "kd_uniform", "uniform_mix", "attention_blend", "as_printed"], TRAINED),
     ):
         (folder / name).mkdir()
         if name == "tabular":
@@ -90,7 +90,7 @@ def exported(runs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
     wanted = [
         *[("mlp", "hard_labels"), ("vision", "hard_labels"), ("vision", "released_baseline")],
-        *[("tabular", arm) for arm in ("kd_uniform", "attention_blend", "global_gate_blend", "as_printed")],
+        *[("tabular", arm) for arm in TRAINED],
     ]
     found = {}
     for family, arm in wanted:
@@ -105,7 +105,9 @@ def test_what_onnxruntime_says_of_the_test_rows_is_what_was_confirmed(runs, expo
         confirmed = find(runs[family], arm)
         rows = load(vars(confirmed.study.data)).test
         session = onnxruntime.InferenceSession(to / "student.onnx")
-        columns = () if family != "tabular" else tuple(Column(c["column"], tuple(c["categories"])) for c in facts["inputs"])
+        columns = (
+            () if family != "tabular" else tuple(Column(c["column"], tuple(c["categories"])) for c in facts["inputs"])
+        )
         logits = session.run(None, bundle._inputs(columns, rows.x))[0]
         with Ledger.open(runs[family]) as ledger:
             stored = ledger.predictions([confirmed.record], "test")[0]
@@ -117,7 +119,9 @@ def test_what_onnxruntime_says_of_the_test_rows_is_what_was_confirmed(runs, expo
             assert (logits.argmax(axis=1) == rows.y).mean() == confirmed.record.metrics["test_accuracy"]
         assert facts["check"]["onnxruntime"]["from_torch_logits"] < 1e-5
         metric = confirmed.study.metric
-        assert facts["check"]["onnxruntime"][metric] == pytest.approx(confirmed.record.metrics[f"test_{metric}"], abs=1e-12)
+        assert facts["check"]["onnxruntime"][metric] == pytest.approx(
+            confirmed.record.metrics[f"test_{metric}"], abs=1e-12
+        )
 
 
 def test_the_student_is_the_one_with_the_median_test_result(runs, exported):
@@ -128,7 +132,9 @@ def test_the_student_is_the_one_with_the_median_test_result(runs, exported):
     assert facts["run"]["median_of_seeds"] == len(own) == 10
 
 
-@pytest.mark.parametrize(("family", "arm"), [("mlp", "hard_labels"), ("tabular", "attention_blend"), ("vision", "hard_labels")])
+@pytest.mark.parametrize(
+    ("family", "arm"), [("mlp", "hard_labels"), ("tabular", "attention_blend"), ("vision", "hard_labels")]
+)
 def test_run_py_checks_itself_where_torch_cannot_be_imported(exported, family, arm, tmp_path):
     to, _ = exported[family, arm]
     moved = shutil.copytree(to, tmp_path / "elsewhere")
@@ -145,16 +151,18 @@ def test_run_py_checks_itself_where_torch_cannot_be_imported(exported, family, a
 def test_run_py_reads_a_csv_as_the_sweep_did(runs, exported, arm, tmp_path):
     to, _ = exported["tabular", arm]
     done = subprocess.run(
-        [sys.executable, to / "run.py", runs["tabular"].parent / "table.csv"], capture_output=True, text=True, timeout=60
+        [sys.executable, to / "run.py", runs["tabular"].parent / "table.csv"],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     said = np.array(done.stdout.split(), dtype=float)
-    frame = pd.read_csv(runs["tabular"].parent / "table.csv")
-    if arm == "kd_uniform":
-        expected = distune.open_run(runs["tabular"]).student(arm).predict_proba(frame)
-        assert np.abs(said - expected).max() < 2e-6
-    assert len(said) == len(frame)
-    assert roc_auc_score(frame["bought"] == "yes", said) > 0.6
+    assert len(said) == len(a_table())
+    with Ledger.open(runs["tabular"]) as ledger:
+        logits = ledger.predictions([find(runs["tabular"], arm).record], "test")[0].astype(float)
+    nearest = np.abs(said[:, None] - 1 / (1 + np.exp(-logits))).min(axis=0)  # the test rows are among these
+    assert nearest.max() < 2e-6
 
 
 def test_run_py_takes_arrays_of_images_and_of_numbers(exported, tmp_path):
@@ -165,7 +173,9 @@ def test_run_py_takes_arrays_of_images_and_of_numbers(exported, tmp_path):
             np.save(tmp_path / name, example["x"])
         else:
             np.savetxt(tmp_path / name, example["x"], delimiter=",")
-        done = subprocess.run([sys.executable, to / "run.py", tmp_path / name], capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, to / "run.py", tmp_path / name], capture_output=True, text=True, timeout=60
+        )
         assert done.stdout.split() == [str(c) for c in example["expected"].argmax(axis=1)], done.stderr
 
 
@@ -176,7 +186,14 @@ def test_the_script_reads_missing_cells_as_pandas_does(tmp_path):
     assert table_script.number("True") == 1
     assert np.isnan(table_script.number("NA"))
     column = {"categories": ["1", "7.5", "web"], "missing_text": ""}
-    assert [table_script.text(c, column) for c in ("1", "1.0", "7.50", "web", "n/a", "fax")] == ["1", "1", "7.5", "web", "", "fax"]
+    assert [table_script.text(c, column) for c in ("1", "1.0", "7.50", "web", "n/a", "fax")] == [
+        "1",
+        "1",
+        "7.5",
+        "web",
+        "",
+        "fax",
+    ]
 
 
 @pytest.mark.parametrize("batch", [1, 3, 5000])
