@@ -16,6 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 import distune
 from search.export import bundle, graphs
+from search.export.modules import Table
 from search.export.scripts import table as table_script
 from search.ledger import Ledger
 from search.students import find
@@ -74,7 +75,7 @@ def runs(tmp_path_factory):
     made = {}
     for name, changes, wanted, confirmed in (
         ("mlp", MLP, ["hard_labels", "kd"], ["hard_labels"]),
-        ("vision", IMAGES, ["hard_labels", "released_baseline"], None),
+        ("vision", IMAGES, ["hard_labels"], None),
         ("tabular", TABLE, ["hard_labels", "kd_uniform", "uniform_mix", "attention_blend", "as_printed"], TRAINED),
     ):
         (folder / name).mkdir()
@@ -89,7 +90,7 @@ def exported(runs, tmp_path_factory):
     """{(family, arm): (folder, config.json)}"""
     folder = tmp_path_factory.mktemp("exported")
     wanted = [
-        *[("mlp", "hard_labels"), ("vision", "hard_labels"), ("vision", "released_baseline")],
+        *[("mlp", "hard_labels"), ("vision", "hard_labels")],
         *[("tabular", arm) for arm in TRAINED],
     ]
     found = {}
@@ -138,7 +139,8 @@ def test_the_student_is_the_one_with_the_median_test_result(runs, exported):
 def test_run_py_checks_itself_where_torch_cannot_be_imported(exported, family, arm, tmp_path):
     to, _ = exported[family, arm]
     moved = shutil.copytree(to, tmp_path / "elsewhere")
-    code = f"{WITHOUT_TORCH} import runpy; sys.argv = ['run.py']; runpy.run_path({str(moved / 'run.py')!r}, run_name='__main__')"
+    script = f"runpy.run_path({str(moved / 'run.py')!r}, run_name='__main__')"
+    code = f"{WITHOUT_TORCH} import runpy; sys.argv = ['run.py']; {script}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert done.returncode == 0, done.stderr
     assert float(re.search(r"by (\S+) at most", done.stdout)[1]) < 1e-5
@@ -231,7 +233,7 @@ def test_a_category_that_is_an_empty_text_is_no_missing_one():
     x = np.array([[0.0, 1.0], [1.0, 2.0], [2.0, 3.0], [np.nan, np.nan], [0.0, 5.0]])
     encoder = Encoder.fit(columns, x)
     layers = torch.nn.Linear(len(encoder.names), 1)
-    module = bundle.module_of.__globals__["Table"](layers, encoder).eval()
+    module = Table(layers, encoder).eval()
     model = graphs.table_graph(module, columns, torch.from_numpy(x))
     session = onnxruntime.InferenceSession(model.SerializeToString())
     assert graphs.missing_text(columns[0]) == "<missing>"
@@ -267,7 +269,7 @@ def test_every_kind_of_teacher_says_in_onnx_what_it_says_itself():
 
 
 def test_safetensors_and_config_make_the_same_module(exported):
-    for family, arm in (("mlp", "hard_labels"), ("vision", "released_baseline")):
+    for family, arm in ("mlp", "hard_labels"):
         to, _ = exported[family, arm]
         example = np.load(to / "example.npz")
         with torch.no_grad():
