@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from spaces import Study
 
-__all__ = ["Run", "load_study", "open_run", "sweep"]
+__all__ = ["Run", "load_exported", "load_study", "open_run", "sweep"]
 
 USAGE, FAILED, INTERRUPTED = 2, 1, 130
 RUNS = Path("runs")
@@ -161,6 +161,38 @@ class Run:
         from search.students import load_student
 
         return load_student(self.path, arm)
+
+    def export(
+        self,
+        arm: str,
+        to: str | Path,
+        formats: tuple[str, ...] | list[str] = ("safetensors", "onnx"),
+        *,
+        with_teachers: bool = False,
+        quiet: bool = True,
+    ) -> dict[str, Any]:
+        """Write that student to the folder `to`, ready to run without distune; returns its `config.json`.
+
+        Raises spaces.BadInput where the arm cannot be exported or the folder holds something else.
+        """
+        from analysis.card import model_card
+        from search.export.bundle import export
+
+        def say(line: str) -> None:
+            if not quiet:
+                print(line, file=sys.stderr)
+
+        comparison = self.compare()
+        return export(
+            self.path, arm, Path(to), tuple(formats), with_teachers, lambda facts: model_card(comparison, facts), say
+        )
+
+
+def load_exported(folder: str | Path) -> Any:
+    """The student of an export as a torch module, from its `config.json` and `student.safetensors`."""
+    from search.export.modules import rebuilt
+
+    return rebuilt(Path(folder))
 
 
 app = typer.Typer(
@@ -389,6 +421,39 @@ def compare(
         print(paper_tables.ablation(opened[0].compare(), table), end="")
     else:
         _show(opened[0], as_json)
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    arm: Annotated[str, typer.Option(help="Whose student.")],
+    to: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write: new, empty, or of an earlier export.")],
+    format_: Annotated[
+        str | None, typer.Option("--format", metavar="safetensors|onnx", help="Only one of them [default: both].")
+    ] = None,
+    with_teachers: Annotated[
+        bool, typer.Option("--with-teachers", help="Export the teachers too, of an arm that needs them.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write an arm's confirmed student to a folder that runs without distune, with a model card.
+
+    \b
+    distune export runs/first --arm kd --to kd-student
+    cd kd-student && python run.py       # needs numpy and onnxruntime; checks itself
+
+    Preprocessing is part of student.onnx. Before anything is left in DIR, its predictions are compared with those that
+    the ledger holds of every test row.
+    """
+    formats = (format_,) if format_ else ("safetensors", "onnx")
+    facts = open_run(run).export(arm, to, formats, with_teachers=with_teachers, quiet=False)
+    if as_json:
+        _print_json({"folder": str(to), **facts})
+        return
+    from analysis.card import check_lines
+
+    print(*check_lines(facts), sep="\n")
+    print(f"exported: {to}" + (f"  (try it: python {to / 'run.py'})" if "onnx" in formats else ""))
 
 
 @app.command()

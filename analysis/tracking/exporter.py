@@ -20,7 +20,7 @@ import filelock
 
 from analysis.tracking import project_of
 from analysis.tracking.contents import TEACHER, Content, Contents, Files
-from analysis.tracking.folders import FOLDER, SAVED_VIEWS, Folders
+from analysis.tracking.folders import FOLDER, SAVED_VIEWS, STAGING, Folders
 from search.ledger import FILE, Ledger
 from spaces import load_study
 from trainables.cache import cache_folder
@@ -199,7 +199,7 @@ def main() -> None:
         if parent.dead or parent.ended:
             return
     (run / FOLDER).mkdir(exist_ok=True)
-    _set_up_wandb(run / FOLDER / "staging")
+    _set_up_wandb(run / FOLDER / STAGING)
     with (run / FOLDER / LOG).open("a", encoding="utf-8") as log, filelock.FileLock(run / FOLDER / LOCK):
         os.dup2(log.fileno(), 2)
         try:

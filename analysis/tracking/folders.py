@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-FOLDER, PARTIAL, NOTE = "wandb", ".partial", "distune.json"
+FOLDER, PARTIAL, STAGING, NOTE = "wandb", ".partial", "staging", "distune.json"
 PATTERN = "offline-run-*"
 WORKSPACE, REPORT, SAVED_VIEWS = "workspace.json", "report.json", "saved_views.json"
 

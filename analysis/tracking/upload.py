@@ -11,7 +11,7 @@ from pathlib import Path
 
 import wandb
 
-from analysis.tracking.folders import Folders, Part
+from analysis.tracking.folders import STAGING, Folders, Part
 
 ANSWER_S = 10  # to answer one request
 BATCH = 200  # runs of one `wandb sync`
@@ -39,14 +39,14 @@ def refusal() -> str | None:
 def upload(folders: Folders, project: str, entity: str | None, log: Path) -> None:
     """Upload what has not been. What was broken off is cut to what has arrived, for the caller to write the rest of it.
 
-    Raises NotUploaded where something is left that could be sent.
+    Raises NotUploaded where something is left.
     """
     for part in [p for p in folders.waiting() if p.interrupted]:
         folders.cut(part, min(part.end, _rows_arrived(part, project, entity)))
     parts = sorted(folders.waiting(), key=lambda p: p.folder.name)
     for at in range(0, len(parts), BATCH):
         _sync(parts[at : at + BATCH], project, entity, log)
-    left = len([p for p in folders.waiting() if not p.interrupted])
+    left = len(folders.waiting())
     if left:
         raise NotUploaded(f"{left} runs were not uploaded; what `wandb sync` said is in {log}")
 
@@ -54,10 +54,13 @@ def upload(folders: Folders, project: str, entity: str | None, log: Path) -> Non
 def _sync(parts: list[Part], project: str, entity: str | None, log: Path) -> None:
     command = [sys.executable, "-P", "-m", "wandb", "sync", "--yes", "--project", project]
     command += ["--entity", entity] if entity else []
+    command += [str(p.folder) for p in parts]
+    # With WANDB_DIR it would look there for the runs' files; without it, it makes a folder where it is called.
+    environment = {name: value for name, value in os.environ.items() if name != "WANDB_DIR"}
+    place = log.parent / STAGING
     with log.open("a", encoding="utf-8") as said:
         try:
-            places = [p.folder.name for p in parts]  # it makes a folder `wandb` where it is called
-            subprocess.run([*command, *places], cwd=log.parent, stdout=said, stderr=said, timeout=SYNC_S, check=False)
+            subprocess.run(command, cwd=place, env=environment, stdout=said, stderr=said, timeout=SYNC_S, check=False)
         except subprocess.TimeoutExpired:
             raise NotUploaded(f"`wandb sync` did not end within {SYNC_S:.0f} s") from None
 

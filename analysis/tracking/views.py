@@ -13,9 +13,9 @@ from typing import Any
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
-from analysis.tables import Unit
 from analysis.tracking.contents import CONFIRM, PUBLISHED, SEARCH, Contents
 from analysis.tracking.folders import FOLDER, REPORT, SAVED_VIEWS, WORKSPACE
+from analysis.units import Unit
 from search.ledger import Ledger
 from spaces import Study, load_study
 
