@@ -35,7 +35,9 @@ class Course:
         return next((s for s in reversed(self.scores) if math.isfinite(s)), None)
 
 
-def courses(trials: Sequence[TrialRecord], epochs: Sequence[EpochRecord], ends: Mapping[str, EndRecord]) -> list[Course]:
+def courses(
+    trials: Sequence[TrialRecord], epochs: Sequence[EpochRecord], ends: Mapping[str, EndRecord]
+) -> list[Course]:
     found = {t.trial: Course(t, ends.get(t.trial), [], []) for t in trials}
     for row in epochs:
         course = found[row.trial]
@@ -56,7 +58,9 @@ def learning_curves(found: Sequence[Course], study: Study, unit: Unit, chosen: M
         own = [c for c in found if c.trial.arm == arm and any(map(math.isfinite, c.scores))]
         if not own:
             continue
-        best = next((c for c in own if c.trial.trial == chosen.get(arm)), None) or max(own, key=lambda c: c.score or 0.0)
+        best = next((c for c in own if c.trial.trial == chosen.get(arm)), None) or max(
+            own, key=lambda c: c.score or 0.0
+        )
         thin = _thinned([c for c in own if c is not best], CURVES)
         x: list[float | None] = []
         y: list[float | None] = []
@@ -64,23 +68,26 @@ def learning_curves(found: Sequence[Course], study: Study, unit: Unit, chosen: M
             x += [*course.epochs, None]
             y += [*(rounded(unit.scale * s) for s in course.scores), None]
         at, low, middle, high = _spread(own)
-        band = {"x": at + at[::-1], "y": [rounded(unit.scale * v) for v in high + low[::-1]], "fill": "toself"}
+        band: Json = {"x": at + at[::-1], "y": [rounded(unit.scale * v) for v in high + low[::-1]], "fill": "toself"}
         band |= {"fillcolor": "rgba(132,139,152,0.22)", "line": {"width": 0}, "name": "middle 80 %"}
-        centre = {"x": at, "y": [rounded(unit.scale * v) for v in middle], "name": "median"}
+        centre: Json = {"x": at, "y": [rounded(unit.scale * v) for v in middle], "name": "median"}
         centre["line"] = {"color": "#848b98", "width": 2, "dash": "dash"}
-        deployed = {"x": best.epochs, "y": [rounded(unit.scale * s) for s in best.scores]}
+        deployed: Json = {"x": best.epochs, "y": [rounded(unit.scale * s) for s in best.scores]}
         deployed |= {"name": "deployed" if best.trial.trial in chosen.values() else "best so far"}
         deployed |= {"line": {"color": "#d2557a", "width": 3}, "text": [label(best.trial.trial)] * len(best.epochs)}
-        some = {"x": x, "y": y, "line": {"color": "rgba(74,125,224,0.35)", "width": 1}, "name": "trials"}
-        data = [
+        some: Json = {"x": x, "y": y, "line": {"color": "rgba(74,125,224,0.35)", "width": 1}, "name": "trials"}
+        data: list[Json] = [
             {"type": "scatter", "mode": "lines", "hoverinfo": "skip", **some},
             {"type": "scatter", "mode": "lines", "hoverinfo": "skip", **band},
             {"type": "scatter", "mode": "lines", **centre},
             {"type": "scatter", "mode": "lines+markers" if len(best.epochs) == 1 else "lines", **deployed},
         ]
+        top, bottom = max(high + [s for s in best.scores if math.isfinite(s)]), min(middle)
+        room = 0.08 * (top - bottom) or 0.01
+        window = [rounded(unit.scale * (bottom - room)), rounded(unit.scale * (top + room))]
         layout = {
             "xaxis": {"title": {"text": "epoch"}, "automargin": True},
-            "yaxis": {"title": {"text": f"{study.val_metric}, {unit.values}"}, "automargin": True},
+            "yaxis": {"title": {"text": f"{study.val_metric}, {unit.values}"}, "automargin": True, "range": window},
             "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
             "margin": {"l": 8, "r": 12, "t": 30, "b": 44},
         }
@@ -94,12 +101,15 @@ def learning_curves(found: Sequence[Course], study: Study, unit: Unit, chosen: M
         note = f"{len(thin)} of the other {len(own) - 1} trials are drawn, evenly chosen in the order they were asked."
         if len(thin) == len(own) - 1:
             note = f"All {len(own)} trials are drawn."
+        note += " What is far below the median is out of sight: a double click shows it."
         figures.append(Figure(f"curves-{arm}", arm, data, layout, table, note, 300))
     return figures
 
 
 def _thinned(found: Sequence[Course], most: int) -> list[Course]:
-    places = np.unique(np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int)) if found else []
+    if not found:
+        return []
+    places = np.unique(np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int))
     return [found[i] for i in places]
 
 
@@ -138,13 +148,17 @@ def parallel_coordinates(found: Sequence[Course], study: Study, unit: Unit) -> l
         kept = own if len(own) <= LINES else sorted(ranked[: LINES // 3] + _every(ranked[LINES // 3 :], 2 * LINES // 3))
         shown = [c for _, c in kept]
         score = [rounded(unit.scale * (c.score or 0.0)) for c in shown]
-        dimensions = [_dimension(name, study.arms[arm].space, [c.trial.config[name] for c in shown])
-                      for name in study.arms[arm].space]
+        dimensions = [
+            _dimension(name, study.arms[arm].space, [c.trial.config[name] for c in shown])
+            for name in study.arms[arm].space
+        ]
         dimensions.append({"label": "score", "values": score})
-        line = {"color": score, "colorscale": "Viridis", "showscale": False}
-        trace = {"type": "parcoords", "line": line, "dimensions": dimensions, "meta": [row for row, _ in kept]}
+        line: Json = {"color": score, "colorscale": "Viridis", "showscale": False}
+        trace: Json = {"type": "parcoords", "line": line, "dimensions": dimensions, "meta": [row for row, _ in kept]}
         trace |= {"labelangle": -20, "labelside": "top"}
-        note = f"The best {LINES // 3} and a sample of the rest: {len(kept)} of {len(own)} trials." if kept != own else ""
+        note = (
+            f"The best {LINES // 3} and a sample of the rest: {len(kept)} of {len(own)} trials." if kept != own else ""
+        )
         best = [c for _, c in ranked[:20]]
         rows = [
             (c.trial.trial, *(shown_value(c.trial.config[n]) for n in study.arms[arm].space), unit.value(c.score))
@@ -169,7 +183,11 @@ def _dimension(name: str, space: Space, values: Sequence[Any]) -> Json:
             return {"label": label(name), "values": [rounded(v) for v in values]}
         low, high = math.log10(domain.low), math.log10(domain.high)
         ticks = [float(t) for t in np.linspace(low, high, TICKS)]
-        axis = {"label": label(name), "range": [low, high], "values": [rounded(math.log10(max(v, 1e-12))) for v in values]}
+        axis = {
+            "label": label(name),
+            "range": [low, high],
+            "values": [rounded(math.log10(max(v, 1e-12))) for v in values],
+        }
         return axis | {"tickvals": ticks, "ticktext": [f"{10**t:.2g}" for t in ticks]}
     choices = list(dict.fromkeys([*domain.choices, *values]))  # the default may lie outside the space
     at = {choice: i for i, choice in enumerate(choices)}

@@ -32,27 +32,28 @@ def differences(result: Json, unit: Unit) -> Figure | None:
     if not arms:
         return None
     published = _published_gains(result)
+    rows = {a["arm"]: float(i) for i, a in enumerate(arms)}
     data: list[Json] = []
     for verdict in dict.fromkeys(a["verdict"] for a in arms):
         own = [a for a in arms if a["verdict"] == verdict]
         means = [a["delta_vs_baseline"]["mean"] for a in own]
         bars = [a["delta_vs_baseline"]["ci95_family"] for a in own]
-        trace = _dots([a["arm"] for a in own], means, bars, unit)
+        trace = _dots([a["arm"] for a in own], means, bars, unit, rows)
         trace |= {"name": verdict or "no verdict"}
         trace["marker"] = {"color": VERDICTS.get(verdict or "", GREY), "size": 11}
         data.append(trace)
     marks = [(a["arm"], published[a["arm"]]) for a in arms if a["arm"] in published]
     if marks:
-        data.append(_marks([m[0] for m in marks], [m[1] for m in marks], unit, "as the source reports it"))
+        data.append(_marks([m[0] for m in marks], [m[1] for m in marks], unit, rows))
     margin = unit.scale * result["margin"]
-    layout = _rows([a["arm"] for a in arms], f"difference to tuned {result['baseline']}, {unit.points}")
+    layout = _rows(list(rows), unit.points)
     layout["shapes"] = [
         {"type": "rect", "xref": "x", "yref": "paper", "x0": -margin, "x1": margin, "y0": 0, "y1": 1}
         | {"fillcolor": "rgba(132,139,152,0.16)", "line": {"width": 0}, "layer": "below"},
         {"type": "line", "xref": "x", "yref": "paper", "x0": 0, "x1": 0, "y0": 0, "y1": 1}
         | {"line": {"color": GREY, "width": 1, "dash": "dot"}},
     ]
-    rows = [
+    numbers = [
         (
             a["arm"],
             a["verdict"] or "none",
@@ -63,12 +64,13 @@ def differences(result: Json, unit: Unit) -> Figure | None:
         )
         for a in arms
     ]
-    table = Table(("arm", "verdict", "difference", "interval (Holm)", "p (Holm)", "published"), rows, 2)
+    table = Table(("arm", "verdict", "difference", "interval (Holm)", "p (Holm)", "published"), numbers, 2)
     note = (
-        f"The band is the margin of ±{unit.scale * result['margin']:.{unit.digits}f} {unit.points} within which two arms "
-        "count as equal. An arm without a bar has one seed or one winner: no interval."
+        f"The band is the margin of ±{unit.scale * result['margin']:.{unit.digits}f} {unit.points}, within which two "
+        "arms count as equal. An arm without a bar has one seed or one winner: no interval."
     )
-    return Figure("differences", "Every arm minus the tuned baseline", data, layout, table, note, _height(len(arms)))
+    title = f"Every arm minus tuned {result['baseline']}, in {unit.points}"
+    return Figure("differences", title, data, layout, table, note, _height(len(arms)))
 
 
 def levels(result: Json, unit: Unit) -> Figure | None:
@@ -76,18 +78,21 @@ def levels(result: Json, unit: Unit) -> Figure | None:
     arms = result["arms"]
     tuned = [(a["arm"], a["tuned"] or a.get("fixed") or {}) for a in arms]
     given = [(a["arm"], a["as_published"] or {}) for a in arms]
+    place = {a["arm"]: float(i) for i, a in enumerate(arms)}
     data = []
-    for pairs, name, marker in (
-        (tuned, "tuned here", {"size": 11, "color": PALETTE[0]}),
-        (given, "published settings, run here", {"size": 10, "color": PALETTE[1], "symbol": "circle-open"}),
+    for pairs, name, above, marker in (
+        (tuned, "tuned here", 0.14, {"size": 11, "color": PALETTE[0]}),
+        (given, "published settings, run here", -0.14, {"size": 9, "color": PALETTE[1], "symbol": "square"}),
     ):
         shown = [(arm, c) for arm, c in pairs if c.get("mean") is not None]
         if shown:
-            dots = _dots([arm for arm, _ in shown], [c["mean"] for _, c in shown], [c["ci95"] for _, c in shown], unit)
+            at = {arm: row - above for arm, row in place.items()}
+            means, intervals = [c["mean"] for _, c in shown], [c["ci95"] for _, c in shown]
+            dots = _dots([arm for arm, _ in shown], means, intervals, unit, at)
             data.append({**dots, "name": name, "marker": marker})
     marks = [(a["arm"], a["published"]) for a in arms if a["published"] is not None]
     if marks:
-        data.append(_marks([m[0] for m in marks], [m[1] for m in marks], unit, "as the source reports it"))
+        data.append(_marks([m[0] for m in marks], [m[1] for m in marks], unit, place))
     if not data:
         return None
     rows = [
@@ -113,38 +118,49 @@ def _published_gains(result: Json) -> dict[str, float]:
     return {} if base is None else {arm: value - base for arm, value in values.items()}
 
 
-def _dots(arms: Sequence[str], means: Sequence[float], intervals: Sequence[Any], unit: Unit) -> Json:
+def _dots(
+    arms: Sequence[str], means: Sequence[float], intervals: Sequence[Any], unit: Unit, rows: Mapping[str, float]
+) -> Json:
     up = [unit.scale * (i[1] - m) if i else 0 for m, i in zip(means, intervals, strict=True)]
     down = [unit.scale * (m - i[0]) if i else 0 for m, i in zip(means, intervals, strict=True)]
     return {
         "type": "scatter",
         "mode": "markers",
         "x": [unit.scale * m for m in means],
-        "y": [label(a) for a in arms],
+        "y": [rows[a] for a in arms],
+        "text": [label(a) for a in arms],
         "error_x": {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 2, "width": 5},
         "customdata": [unit.interval(i) or "no interval" for i in intervals],
-        "hovertemplate": f"%{{y}}<br>%{{x:.{unit.digits}f}} %{{customdata}}<extra></extra>",
+        "hovertemplate": f"%{{text}}<br>%{{x:.{unit.digits}f}} %{{customdata}}<extra></extra>",
     }
 
 
-def _marks(arms: Sequence[str], values: Sequence[float], unit: Unit, name: str) -> Json:
+def _marks(arms: Sequence[str], values: Sequence[float], unit: Unit, rows: Mapping[str, float]) -> Json:
     return {
         "type": "scatter",
         "mode": "markers",
-        "name": name,
+        "name": "as the source reports it",
         "x": [unit.scale * v for v in values],
-        "y": [label(a) for a in arms],
+        "y": [rows[a] for a in arms],
+        "text": [label(a) for a in arms],
         "marker": {"symbol": "diamond-tall-open", "size": 12, "color": "#b0399b", "line": {"width": 2}},
-        "hovertemplate": f"%{{y}}<br>%{{x:.{unit.digits}f}} published<extra></extra>",
+        "hovertemplate": f"%{{text}}<br>%{{x:.{unit.digits}f}} published<extra></extra>",
     }
 
 
 def _rows(arms: Sequence[str], title: str) -> Json:
     """One row an arm, the first on top; the legend below the axis, where a phone has room for it."""
-    order = [label(a) for a in reversed(arms)]
     return {
         "xaxis": {"title": {"text": label(title)}, "zeroline": False, "automargin": True},
-        "yaxis": {"categoryorder": "array", "categoryarray": order, "automargin": True, "type": "category"},
+        "yaxis": {
+            "tickmode": "array",
+            "tickvals": list(range(len(arms))),
+            "ticktext": [label(a) for a in arms],
+            "range": [len(arms) - 0.4, -0.6],
+            "automargin": True,
+            "zeroline": False,
+            "showgrid": False,
+        },
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         "showlegend": True,
         "margin": {"l": 8, "r": 12, "t": 30, "b": 44},
@@ -158,7 +174,7 @@ def _height(rows: int) -> int:
 
 def _lines(traces: list[Json], x: str, y: str, *, log: bool = False) -> Json:
     return {
-        "xaxis": {"title": {"text": x}, "type": "log" if log else "linear", "automargin": True},
+        "xaxis": {"title": {"text": x}, **({"type": "log", "dtick": "D2"} if log else {}), "automargin": True},
         "yaxis": {"title": {"text": y}, "automargin": True},
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         "showlegend": any("name" in t for t in traces),
@@ -207,7 +223,11 @@ def anytime(found: Mapping[str, Any], unit: Unit, lines: Mapping[str, Json], by:
         data.append({**trace, "line": {**lines[arm], "shape": "hv"}, "legendgroup": label(arm)})
         fresh = [s for s in steps if s.get("fresh") is not None]
         if fresh:
-            marks = {"x": [s[by] for s in fresh], "y": [unit.scale * s["fresh"] for s in fresh], "showlegend": False}
+            marks: Json = {
+                "x": [s[by] for s in fresh],
+                "y": [unit.scale * s["fresh"] for s in fresh],
+                "showlegend": False,
+            }
             marks |= {"marker": {"symbol": "x-thin-open", "size": 8, "color": lines[arm]["color"]}}
             data.append({"type": "scatter", "mode": "markers", "legendgroup": label(arm), **marks})
         rows += [
@@ -219,7 +239,9 @@ def anytime(found: Mapping[str, Any], unit: Unit, lines: Mapping[str, Json], by:
     what = "seed-epochs of the arm's search" if by == "seed_epochs" else "seconds of the arm's training"
     layout = _lines(data, what, f"best on validation so far, {unit.values}")
     table = Table(("arm", "seed-epochs", "seconds", "best so far", "fresh seeds"), rows)
-    note = "A cross is the same configuration under fresh seeds, where it has some: below its line, the search flattered."
+    note = (
+        "A cross is the same configuration under fresh seeds, where it has some: below its line, the search flattered."
+    )
     title = f"Best value found so far, against {by.replace('_', '-')}"
     return Figure(f"anytime-{by}", title, data, layout, table, note, 360)
 
@@ -233,7 +255,14 @@ def importance(found: Mapping[str, Any]) -> Figure | None:
     arms = list(shown)
     z = [[shown[arm]["parameters"].get(name) for name in names] for arm in arms]
     text = [["" if v is None else f"{100 * v:.0f}" for v in row] for row in z]
-    heat = {"type": "heatmap", "z": z, "x": [label(n) for n in names], "y": [label(a) for a in arms], "zmin": 0, "zmax": 1}
+    heat = {
+        "type": "heatmap",
+        "z": z,
+        "x": [label(n) for n in names],
+        "y": [label(a) for a in arms],
+        "zmin": 0,
+        "zmax": 1,
+    }
     heat |= {"text": text, "texttemplate": "%{text}", "colorscale": HEAT, "showscale": False, "xgap": 2, "ygap": 2}
     heat["hovertemplate"] = "%{y}, %{x}: %{text} %<extra></extra>"
     layout = {
@@ -258,15 +287,15 @@ def interactions(found: Mapping[str, Any], unit: Unit) -> list[Figure]:
             continue
         x, y, score = zip(*i["points"], strict=True)
         values = [unit.scale * s for s in score]
-        trace = {"type": "scatter", "mode": "markers", "x": list(map(rounded, x)), "y": list(map(rounded, y))}
+        trace: Json = {"type": "scatter", "mode": "markers", "x": list(map(rounded, x)), "y": list(map(rounded, y))}
         trace["marker"] = {"color": list(map(rounded, values)), "colorscale": "Viridis", "size": 8, "showscale": True}
         trace["marker"]["colorbar"] = {"thickness": 10, "title": {"text": unit.values}}
-        trace["hovertemplate"] = f"{i['x']} %{{x}}, {i['y']} %{{y}}: %{{marker.color:.{unit.digits}f}}<extra></extra>"
+        trace["hovertemplate"] = f"%{{x}}, %{{y}}: %{{marker.color:.{unit.digits}f}}<extra></extra>"
         layout = _lines([], label(i["x"]), label(i["y"])) | {"showlegend": False}
-        layout["xaxis"]["type"] = "log"
+        layout["xaxis"] |= {"type": "log", "dtick": "D2"}
         gain = "too few random trials to say whether they interact"
         if i.get("gain") is not None:
-            gain = f"R² of a model with their product, less without: {i['gain']:.3f}"
+            gain = f"Share of the scores' variance that their product explains: {i['gain']:.3f}"
             gain += f" [{i['ci95'][0]:.3f}, {i['ci95'][1]:.3f}]" if i["ci95"] else ""
         rows = [(f"{a:.4g}", f"{b:.4g}", unit.value(s)) for a, b, s in i["points"][:200]]
         caption = f"the first 200 of {len(i['points'])} trials" if len(i["points"]) > 200 else ""
@@ -281,7 +310,7 @@ def gradient_shares(found: Mapping[str, Any], unit: Unit) -> list[Figure]:
     for arm, terms in found.items():
         if len(terms) < 2:
             continue
-        data = [
+        data: list[Json] = [
             {
                 **{"type": "scatter", "mode": "markers", "name": label(term), "marker": {"size": 7, "opacity": 0.75}},
                 "x": [rounded(share) for share, *_ in points],
@@ -314,9 +343,13 @@ def cost(result: Json, lines: Mapping[str, Json]) -> Figure | None:
     budget = {arm: b for arm, b in result["budget"].items() if b["seconds"]}
     if not budget:
         return None
-    bar = {"type": "bar", "orientation": "h", "y": [label(a) for a in budget]}
-    bar |= {"x": [rounded(b["seconds"]) for b in budget.values()], "marker": {"color": [lines[a]["color"] for a in budget]}}
-    bar["hovertemplate"] = "%{y}: %{x:,.0f} s<extra></extra>"
+    bar: Json = {"type": "bar", "orientation": "h", "y": list(range(len(budget))), "text": [label(a) for a in budget]}
+    bar["textposition"] = "none"
+    bar |= {
+        "x": [rounded(b["seconds"]) for b in budget.values()],
+        "marker": {"color": [lines[a]["color"] for a in budget]},
+    }
+    bar["hovertemplate"] = "%{text}: %{x:,.0f} s<extra></extra>"
     rows = [(a, f"{b['seconds']:,.1f}", f"{b['seed_epochs']:,}", str(b["trials"])) for a, b in budget.items()]
     table = Table(("arm", "seconds", "seed-epochs", "trials"), rows)
     layout = _rows(list(budget), "seconds of training in the search") | {"showlegend": False}

@@ -136,7 +136,7 @@ def _read(run: Path) -> _Read:
 
 
 VERDICTS = {
-    **{"better": "good", "replicates": "good", "yes": "good"},
+    **{"better": "good", "replicates": "good"},
     **{"worse": "bad", "reversed": "bad"},
     **{"equivalent": "same", "smaller": "same", "indistinguishable": "open", "inconclusive": "open"},
     "not distinguishable from noise": "open",
@@ -155,7 +155,8 @@ def headline(result: Json, unit: Unit) -> list[str]:
     noise = [a for a in judged if a["verdict"] == "indistinguishable"]
     if noise:
         named = [
-            f"{a['arm']} ({_gain(a, unit)}" + (f"; about {s} seeds would settle it)" if (s := a["seeds_to_settle"]) else ")")
+            f"{a['arm']} ({_gain(a, unit)}"
+            + (f"; about {s} seeds would settle it)" if (s := a["seeds_to_settle"]) else ")")
             for a in noise
         ]
         lines.append(f"Not told from tuned {result['baseline']}: {_listed(named)}.")
@@ -248,9 +249,7 @@ def _sections(read: _Read, run: Path) -> list[Section]:
             "What mattered",
             figures=[f for f in (figures.importance(found["importance"]),) if f],
         ),
-        Section(
-            "interaction", "Temperature and weight", figures=figures.interactions(found["interaction"], unit)
-        ),
+        Section("interaction", "Temperature and weight", figures=figures.interactions(found["interaction"], unit)),
         Section(
             "gradients",
             "Gradient shares",
@@ -387,7 +386,9 @@ def command(read: _Read) -> str:
 @functools.cache
 def _template() -> jinja2.Template:
     loader = jinja2.PackageLoader("analysis.report", ".")
-    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template("page.html")
+    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(
+        "page.html"
+    )
 
 
 def _text(name: str) -> str:

@@ -16,7 +16,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are plain text; the first `left` columns are text, the others numbers. A verdict's cell shows its colour."""
+    """Cells are plain text; the first `left` columns are text, the others numbers. Verdicts have their colour."""
 
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
