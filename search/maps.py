@@ -41,12 +41,12 @@ def write(run: Path) -> Path:
         labels = ledger.labels("test")
         if not built or labels is None:
             raise BadInput(f"{run} has no maps yet: its teacher or its test split has not been opened")
+        try:
+            teacher = resnet.reopen(built[0], asdict(study.compute), "cpu")
+        except FileNotFoundError:
+            raise BadInput(f"{run} has no maps: its teacher is not in the cache any more") from None
         if LOOK not in [look["purpose"] for look in ledger.looks()]:
             ledger.look("test", labels, LOOK)
-    try:
-        teacher = resnet.reopen(built[0], asdict(study.compute), "cpu")
-    except FileNotFoundError:
-        raise BadInput(f"{run} has no maps: its teacher is not in the cache any more") from None
     rows = _shown(study)
     images = as_tensor(rows.x)
     layer = _layer([teacher.model, *(s.model for s in students.values() if isinstance(s, Student))], images)

@@ -82,7 +82,7 @@ def learning_curves(found: Sequence[Course], study: Study, unit: Unit, chosen: M
             {"type": "scatter", "mode": "lines", **centre},
             {"type": "scatter", "mode": "lines+markers" if len(best.epochs) == 1 else "lines", **deployed},
         ]
-        top, bottom = max(high + [s for s in best.scores if math.isfinite(s)]), min(middle)
+        top, bottom = max(high + [s for s in best.scores if math.isfinite(s)]), min(middle[len(middle) // 10 :])
         room = 0.08 * (top - bottom) or 0.01
         window = [rounded(unit.scale * (bottom - room)), rounded(unit.scale * (top + room))]
         layout = {

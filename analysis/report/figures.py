@@ -12,6 +12,7 @@ PALETTE = ("#4a7de0", "#e0851b", "#2e9e6b", "#d2557a", "#8d6bd6", "#12a3b4", "#b
 GREY = "#848b98"
 VERDICTS = {"better": "#1f9d57", "worse": "#d64545", "equivalent": "#2f86c9"}
 DASHES = ("solid", "dot", "dash")
+SYMBOLS = {"better": "triangle-up", "worse": "triangle-down", "equivalent": "square"}
 HEAT = [[0, "rgba(74,125,224,0.04)"], [1, "rgba(74,125,224,0.9)"]]
 ROW = 34  # pixels of an arm's row
 
@@ -40,13 +41,18 @@ def differences(result: Json, unit: Unit) -> Figure | None:
         bars = [a["delta_vs_baseline"]["ci95_family"] for a in own]
         trace = _dots([a["arm"] for a in own], means, bars, unit, rows)
         trace |= {"name": verdict or "no verdict"}
-        trace["marker"] = {"color": VERDICTS.get(verdict or "", GREY), "size": 11}
+        trace["marker"] = {
+            "color": VERDICTS.get(verdict or "", GREY),
+            "size": 11,
+            "symbol": SYMBOLS.get(verdict or "", "circle"),
+        }
         data.append(trace)
     marks = [(a["arm"], published[a["arm"]]) for a in arms if a["arm"] in published]
     if marks:
         data.append(_marks([m[0] for m in marks], [m[1] for m in marks], unit, rows))
     margin = unit.scale * result["margin"]
     layout = _rows(list(rows), unit.points)
+    layout["xaxis"]["range"] = _window(data, -unit.scale, unit.scale)
     layout["shapes"] = [
         {"type": "rect", "xref": "x", "yref": "paper", "x0": -margin, "x1": margin, "y0": 0, "y1": 1}
         | {"fillcolor": "rgba(132,139,152,0.16)", "line": {"width": 0}, "layer": "below"},
@@ -79,6 +85,7 @@ def levels(result: Json, unit: Unit) -> Figure | None:
     tuned = [(a["arm"], a["tuned"] or a.get("fixed") or {}) for a in arms]
     given = [(a["arm"], a["as_published"] or {}) for a in arms]
     place = {a["arm"]: float(i) for i, a in enumerate(arms)}
+    both = {arm for (arm, t), (_, g) in zip(tuned, given, strict=True) if t.get("mean") is not None and g.get("mean")}
     data = []
     for pairs, name, above, marker in (
         (tuned, "tuned here", 0.14, {"size": 11, "color": PALETTE[0]}),
@@ -86,7 +93,7 @@ def levels(result: Json, unit: Unit) -> Figure | None:
     ):
         shown = [(arm, c) for arm, c in pairs if c.get("mean") is not None]
         if shown:
-            at = {arm: row - above for arm, row in place.items()}
+            at = {arm: row - above * (arm in both) for arm, row in place.items()}
             means, intervals = [c["mean"] for _, c in shown], [c["ci95"] for _, c in shown]
             dots = _dots([arm for arm, _ in shown], means, intervals, unit, at)
             data.append({**dots, "name": name, "marker": marker})
@@ -108,8 +115,9 @@ def levels(result: Json, unit: Unit) -> Figure | None:
     ]
     table = Table(("arm", "tuned", "95 %", "published settings", "95 %", "published"), rows)
     axis = f"{result['metric']}, {unit.values}"
-    names = [a["arm"] for a in arms]
-    return Figure("levels", "What every arm reaches", data, _rows(names, axis), table, "", _height(len(arms)))
+    layout = _rows([a["arm"] for a in arms], axis)
+    layout["xaxis"]["range"] = _window(data, 0.0, unit.scale)
+    return Figure("levels", "What every arm reaches", data, layout, table, "", _height(len(arms)))
 
 
 def _published_gains(result: Json) -> dict[str, float]:
@@ -166,6 +174,18 @@ def _rows(arms: Sequence[str], title: str) -> Json:
         "margin": {"l": 8, "r": 12, "t": 30, "b": 44},
         "hovermode": "closest",
     }
+
+
+def _window(data: Sequence[Json], low: float, high: float) -> list[float]:
+    """What the dots and their bars span, no further than the metric goes: two winners can leave a bar without end."""
+    ends: list[float] = []
+    for trace in data:
+        bars = trace.get("error_x", {"array": [0] * len(trace["x"]), "arrayminus": [0] * len(trace["x"])})
+        for x, up, down in zip(trace["x"], bars["array"], bars["arrayminus"], strict=True):
+            ends += [x - down, x + up]
+    first, last = max(low, min(ends)), min(high, max(ends))
+    room = 0.04 * (last - first) or 0.01 * high
+    return [first - room, last + room]
 
 
 def _height(rows: int) -> int:

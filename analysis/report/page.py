@@ -147,19 +147,12 @@ def headline(result: Json, unit: Unit) -> list[str]:
     """The verdict in words: what the study asked, then every arm that is told from the baseline, then the others."""
     lines = list(tables.conclusions(result))
     judged = [a for a in result["arms"] if a["delta_vs_baseline"] and a["arm"] != A_A_CONTROL]
-    for verdict, words in (("better", "better than"), ("worse", "worse than"), ("equivalent", "equivalent to")):
+    words = {"better": "Better than", "worse": "Worse than", "equivalent": "Equivalent to"}
+    for verdict, said in {**words, "indistinguishable": "Not told from"}.items():
         own = sorted((a for a in judged if a["verdict"] == verdict), key=lambda a: -a["delta_vs_baseline"]["mean"])
         if own:
-            named = [f"{a['arm']} ({_gain(a, unit)})" for a in own]
-            lines.append(f"{_listed(named)}: {words} tuned {result['baseline']}, in {unit.points}.")
-    noise = [a for a in judged if a["verdict"] == "indistinguishable"]
-    if noise:
-        named = [
-            f"{a['arm']} ({_gain(a, unit)}"
-            + (f"; about {s} seeds would settle it)" if (s := a["seeds_to_settle"]) else ")")
-            for a in noise
-        ]
-        lines.append(f"Not told from tuned {result['baseline']}: {_listed(named)}.")
+            named = "; ".join(f"{a['arm']} {_gain(a, unit)}{_settle(a)}" for a in own)
+            lines.append(f"{said} tuned {result['baseline']}, in {unit.points}: {named}.")
     silent = [a["arm"] for a in judged if a["verdict"] is None]
     if silent:
         lines.append(f"Without a verdict: {_listed(silent)}. The notes say why.")
@@ -173,6 +166,10 @@ def _gain(arm: Mapping[str, Any], unit: Unit) -> str:
     return f"{unit.difference(delta['mean'])} {unit.interval(delta['ci95_family'], sign=True)}".strip()
 
 
+def _settle(arm: Mapping[str, Any]) -> str:
+    return f" (about {arm['seeds_to_settle']} seeds would settle it)" if arm["seeds_to_settle"] else ""
+
+
 def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
@@ -184,7 +181,7 @@ def _state(read: _Read) -> str | None:
     trials = len(read.courses)
     ended = sum(c.end is not None for c in read.courses)
     why = next((n for n in read.result["notes"] if n.startswith("not complete")), "not complete")
-    return f"This sweep is not finished: {ended} of {trials} trials have ended; {why.removeprefix('not complete: ')}."
+    return f"{ended} of {trials} trials have ended; {why.removeprefix('not complete: ')}."
 
 
 def _sections(read: _Read, run: Path) -> list[Section]:
@@ -343,7 +340,7 @@ def _optimism(found: Json, unit: Unit) -> Table:
     ]
     headings = ("arm", "sub-search", "saturated", "in the search", "fresh seeds", "optimism")
     caption = "saturated: twice the random trials would gain less than the margin"
-    return Table(headings, rows, 3, "what the search believed of its winners, on validation", caption)
+    return Table(headings, rows, 3, "what the search believed of its winners, on validation", caption, True)
 
 
 def _cost(found: Json, unit: Unit) -> Table:

@@ -12,6 +12,7 @@ from spaces import BadInput
 
 FORMATS = (".png", ".pdf")
 COLOURS = {"better": "#1f9d57", "worse": "#d64545", "equivalent": "#2f86c9"}
+MARKERS = {"better": "^", "worse": "v", "equivalent": "s"}
 GREY, TUNED, GIVEN, PUBLISHED = "#6b7280", "#2f62c9", "#c26a00", "#a0308c"
 
 
@@ -41,19 +42,26 @@ def write(result: Mapping[str, Any], path: Path) -> Path:
     margin = unit.scale * result["margin"]
     right.axvspan(-margin, margin, color=GREY, alpha=0.14, lw=0)
     right.axvline(0, color=GREY, lw=0.8, ls=":")
+    _within(left, 0.0, unit.scale)
+    _within(right, -unit.scale, unit.scale)
     for axes in (left, right):
         axes.grid(axis="x", lw=0.4, alpha=0.5)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
         axes.xaxis.label.set_size(8)
-    handles, _ = left.get_legend_handles_labels()
-    if handles:
-        named = {h.get_label(): h for h in handles}
-        figure.legend(named.values(), named.keys(), loc="outside upper left", ncols=3, fontsize=8, frameon=False)
+    named = {name: h for axes in (left, right) for h, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if named:
+        figure.legend(list(named.values()), list(named), loc="outside upper left", ncols=3, fontsize=8, frameon=False)
     if not result["complete"]:
         figure.text(0.99, 0.99, "unfinished sweep", ha="right", va="top", fontsize=8, color=COLOURS["worse"])
     figure.savefig(path, dpi=200, metadata={"Creator": "distune"} if path.suffix.lower() == ".pdf" else None)
     return path
+
+
+def _within(axes: Axes, low: float, high: float) -> None:
+    """No further than the metric goes: two winners can leave a bar without end."""
+    first, last = axes.get_xlim()
+    axes.set_xlim(max(low, first), min(high, last))
 
 
 def _level(axes: Axes, row: int, arm: Mapping[str, Any], unit: Unit) -> None:
@@ -71,7 +79,16 @@ def _difference(axes: Axes, row: int, arm: Mapping[str, Any], unit: Unit) -> Non
     delta = arm["delta_vs_baseline"]
     if delta:
         colour = COLOURS.get(arm["verdict"] or "", GREY)
-        _bar(axes, delta["mean"], delta["ci95_family"], row, unit, colour, "o", arm["verdict"] or "no verdict")
+        _bar(
+            axes,
+            delta["mean"],
+            delta["ci95_family"],
+            row,
+            unit,
+            colour,
+            MARKERS.get(arm["verdict"] or "", "o"),
+            arm["verdict"] or "no verdict",
+        )
 
 
 def _bar(axes: Axes, mean: float, interval: Any, y: float, unit: Unit, colour: str, marker: str, name: str) -> None:

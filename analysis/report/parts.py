@@ -16,13 +16,14 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are plain text; the first `left` columns are text, the others numbers. Verdicts have their colour."""
+    """Cells are plain text; the first `left` columns are text, the others numbers. folded: shown when asked for."""
 
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
     left: int = 1
     title: str = ""
     caption: str = ""
+    folded: bool = False
 
 
 @dataclass(frozen=True)
