@@ -109,6 +109,12 @@ class Run:
 
         return compare(self.path)
 
+    def insights(self) -> dict[str, Any]:
+        """What the sweep says beyond its verdicts (docs/statistics.md): power, optimism, importance, cost."""
+        from analysis.insights import insights
+
+        return insights(self.path)
+
     def trials(self) -> pd.DataFrame:
         """One row a trial: what was asked, how it ended, and its configuration as `config.<name>`."""
         import pandas as pd

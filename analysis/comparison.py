@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from analysis import beside, claims, costs, gates, looks
 from analysis.statistics import (
     Difference,
+    Spread,
     arm_verdict,
     auc_units,
     between_arms,
@@ -300,8 +301,8 @@ class _Comparison:
                 "ci95_family": pair(difference.total.interval(level)),
                 "p_value": p,
                 "p_adjusted": p_adjusted,
-                "standard_error": None if difference.total.n == 1 else math.sqrt(difference.total.variance),
-                "df": None if difference.total.n == 1 else difference.total.df,
+                **_error(difference.total, ""),
+                **_error(difference.without_rows, "_seeds"),
                 "comparisons": len(family) if in_family else 1,
             },
             "population_delta": population,
@@ -589,6 +590,15 @@ def _for_seeds(reference: Confirmed, seeds: list[int], sets: int) -> Confirmed |
         return None
     rows = [place[seed % sets] for seed in seeds]
     return Confirmed([reference.runs[i] for i in rows], [reference.flat[rows]], seeds)
+
+
+def _error(spread: Spread, name: str) -> Json:
+    """What the interval was made from, None with one unit."""
+    one = spread.n == 1
+    return {
+        f"standard_error{name}": None if one else math.sqrt(spread.variance),
+        f"df{name}": None if one else spread.df,
+    }
 
 
 def _amount(gain: float, metric: str) -> str:

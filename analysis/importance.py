@@ -92,9 +92,10 @@ def interaction(x: npt.ArrayLike, y: npt.ArrayLike, scores: npt.ArrayLike) -> In
     """Whether the effect of x on the score depends on y: x, y and scores (n,), coordinates in [0, 1] of their ranges.
 
     Least squares of the scores on 1, x, y, x², y² and on x·y beside them. The gain is ε² = (SS of the added term - MSE)
-    / SS total, which is 0 in the mean where there is no interaction and may come out below 0. The interval is the
-    noncentral F's for that term, with f² = λ / n turned into a share of the variance; it starts at 0 exactly where the
-    term is not significant at 2.5 %. None for fewer than 12 points, one value of x or y, or scores without variance.
+    / SS total, which is 0 in the mean where there is no interaction and may come out below 0. The interval is of the
+    share at the points given: the noncentral F's for that term, its f² = λ / n beside what else varies. It starts at 0
+    exactly where the term is not significant at 2.5 %. None for fewer than 12 points, one value of x or y, or scores
+    without variance.
     Source: Smithson, Educ. Psychol. Meas. 61 (2001), confidence intervals by the noncentral F; ε² of Kelley, PNAS 1935.
     """
     x, y, z = (np.asarray(v, dtype=np.float64) for v in (x, y, scores))
@@ -109,10 +110,11 @@ def interaction(x: npt.ArrayLike, y: npt.ArrayLike, scores: npt.ArrayLike) -> In
     error = whole / df
     if error <= 1e-12 * total:
         return Interaction((without - whole) / total, (without - whole) / total, (without - whole) / total, n)
-    f = (without - whole) / error
-    unexplained = whole / total
-    low, high = (unexplained * lam / n for lam in _noncentralities(f, df))
-    return Interaction((without - whole - error) / total, low, high, n)
+    added = without - whole
+    others = (total - added) / whole  # the variance that is not of the term, beside the residual's
+    shares = (lam / n for lam in _noncentralities(added / error, df))
+    low, high = (share / (share + others) for share in shares)
+    return Interaction((added - error) / total, low, high, n)
 
 
 def _noncentralities(f: float, df: float, level: float = 0.95) -> tuple[float, float]:

@@ -19,7 +19,7 @@ from analysis.performance import (
     gain_of_doubling,
     n_with_interval,
 )
-from analysis.power import detectable, power
+from analysis.power import detectable, power, seeds_for
 from search import seeds
 from search.distributions import distributions
 from search.ledger import EpochRecord, Ledger, RunRecord, TrialRecord
@@ -131,12 +131,16 @@ class _Insights:
                 self._note("power is null: one seed or one winner has no standard error", name)
                 found[name] = None
                 continue
+            seeds_now = self.study.budget.confirm_seeds
             margin = self.study.margin if name == A_A_CONTROL else self.compared["margin"]
             level = 1 - self.compared["alpha"] / delta["comparisons"]
             found[name] = {
                 "difference": delta["mean"],
-                "seeds": (arm["tuned"] or arm.get("fixed") or {}).get("n"),
+                "seeds": seeds_now,
                 "seeds_to_settle": arm["seeds_to_settle"],
+                "seeds_for_80": seeds_for(
+                    *(delta["mean"], error, delta["standard_error_seeds"], delta["df_seeds"], seeds_now, level, margin)
+                ),
                 "power_now": power(delta["mean"], error, df, level, margin),
                 "detectable": detectable(error, df, level, margin),
                 "level": level,
@@ -193,7 +197,7 @@ class _Insights:
             return None
         budgets = budget_grid(n)
         shown = budgets[budgets <= n_with_interval(n)]
-        intervals = expected_best_intervals(values, shown, self.rng).tolist() if shown.size else []
+        intervals = expected_best_intervals(values, shown, self.rng).clip(0, 1).tolist() if shown.size else []
         self._note(
             "expected validation performance has intervals up to a quarter of the random trials: beyond, no estimate "
             "from so few covers as it says"
@@ -257,8 +261,12 @@ class _Insights:
 
     def _importance_of(self, arms: Sequence[str], space: Space) -> Json:
         own = [s for arm in arms for s in self.scored[arm] if not s.failed]
-        configs = [{**s.trial.config, "arm": s.trial.arm} for s in own]
-        measured = importance(configs, [s.score for s in own], distributions(space), self.rng)
+        tried = [({**s.trial.config, "arm": s.trial.arm}, s.score) for s in own]
+        inside = [(c, score) for c, score in tried if all(n in c and d.contains(c[n]) for n, d in space.items())]
+        if len(inside) < len(tried) and len(arms) == 1:
+            self._note("importance leaves out trials that lie outside the space as it is now", arms[0])
+        configs, scores = [c for c, _ in inside], [score for _, score in inside]
+        measured = importance(configs, scores, distributions(space), self.rng)
         return {"parameters": measured.parameters, "n": measured.n, "caveat": measured.caveat}
 
     def _interaction(self) -> dict[str, Json]:

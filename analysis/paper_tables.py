@@ -11,6 +11,7 @@ from analysis.units import Unit
 
 Json = Mapping[str, Any]
 Format = Literal["latex", "markdown", "csv"]
+ROLES = {"student": "alone", "needs_teachers": "with teachers", "reference": "teachers alone"}
 FORMATS: tuple[Format, ...] = ("latex", "markdown", "csv")
 _LATEX = {
     **{c: f"\\{c}" for c in "&%$#_{}"},
@@ -45,10 +46,11 @@ def ablation_table(result: Json) -> PaperTable:
     """As printed in a paper: rounded, in percent or AUC. Columns that no arm fills are left out."""
     unit = Unit.of(result["metric"])
     published = any(arm["published"] is not None for arm in result["arms"])
+    several = len({arm["role"] for arm in result["arms"]}) > 1
     rows = []
     for arm in result["arms"]:
         given, tuned, delta = arm["as_published"] or {}, measured(arm), arm["delta_vs_baseline"] or {}
-        cells = [arm["arm"]]
+        cells = [arm["arm"], *([ROLES[arm["role"]]] if several else [])]
         if published:
             cells += [unit.value(arm["published"]), with_interval(unit, given.get("mean"), given.get("ci95"))]
         cells += [
@@ -59,14 +61,15 @@ def ablation_table(result: Json) -> PaperTable:
             "baseline" if arm["arm"] == result["baseline"] else arm["verdict"] or "-",
         ]
         rows.append(tuple(cells))
-    first = ("Arm", *(("Published", "As published") if published else ()))
+    words = ("Arm", "Runs") if several else ("Arm",)
+    numbers = (*(("Published", "As published") if published else ()), "Tuned", "n", "Difference", "p")
     caption = (
         f"{result['study']}: {result['metric']} in {unit.values}, 95 % intervals over seeds and test rows; differences "
         f"in {unit.points} to tuned {result['baseline']}, intervals and p corrected by Holm"
         + ("." if result["complete"] else "; the sweep is not complete.")
     )
-    align = "l" + "r" * (len(first) + 3) + "l"
-    return PaperTable(caption, align, (*first, "Tuned", "n", "Difference", "p", "Verdict"), tuple(rows))
+    align = "l" * len(words) + "r" * len(numbers) + "l"
+    return PaperTable(caption, align, (*words, *numbers, "Verdict"), tuple(rows))
 
 
 def measured(arm: Json) -> Json:

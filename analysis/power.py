@@ -9,6 +9,9 @@ import math
 import numpy as np
 from scipy import optimize, special
 
+from analysis.statistics import MANY, ROUNDING
+
+CERTAIN = 1e9  # degrees of freedom at which t is the normal
 ENOUGH = 0.80  # the power at which an effect counts as one that the sweep finds
 NODES = (np.arange(400) + 0.5) / 400  # of the integral over how large the standard error comes out
 
@@ -49,6 +52,49 @@ def detectable(
         return 0.0
     found = optimize.brentq(lambda e: power(e, standard_error, df, level, margin) - wanted, 0.0, high)
     return float(found)
+
+
+def seeds_for(
+    effect: float,
+    standard_error: float,
+    standard_error_seeds: float,
+    df_seeds: float,
+    seeds: int,
+    level: float = 0.95,
+    margin: float = 0.0,
+    wanted: float = ENOUGH,
+) -> int | None:
+    """How many seeds, `seeds` or more, give a true difference `effect` the power `wanted`; None if no number does.
+
+    standard_error is that of `seeds` seeds, standard_error_seeds its part without the rows, with df_seeds. More seeds
+    are added in proportion over winners and arms: that part's variance falls as 1/k, its df grow as k, and the rows'
+    part stays. `statistics.seeds_to_settle` asks for less: an interval that leaves 0 out if the next mean is this one's
+    again, which at best every second sweep's is.
+    Raises ValueError as `power` does, and for fewer than 1 seed.
+    """
+    _check(standard_error, df_seeds, level, margin)
+    if seeds < 1 or not standard_error_seeds >= 0:
+        raise ValueError(
+            f"seeds must be 1 or more and standard_error_seeds 0 or more, got {seeds} and {standard_error_seeds:g}"
+        )
+    rows = max(standard_error**2 - standard_error_seeds**2, 0.0)
+
+    def found(n: float) -> float:
+        part = standard_error_seeds**2 * seeds / n
+        if part <= ROUNDING * rows or part == 0:
+            return power(effect, math.sqrt(rows), CERTAIN, level, margin)
+        df = df_seeds * (n / seeds) * ((part + rows) / part) ** 2
+        return power(effect, math.sqrt(part + rows), min(df, CERTAIN), level, margin)
+
+    if found(MANY) < wanted:
+        return None
+    if found(seeds) >= wanted:
+        return seeds
+    short, enough = seeds, MANY
+    while enough - short > 1:
+        middle = (short + enough) // 2
+        short, enough = (short, middle) if found(middle) >= wanted else (middle, enough)
+    return enough
 
 
 def _check(standard_error: float, df: float, level: float, margin: float) -> None:

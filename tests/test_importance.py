@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from analysis.importance import MOST, importance, interaction
+from analysis.statistics import clopper_pearson
 from search.distributions import distributions
 from spaces import Choice, Range
 
@@ -89,6 +90,22 @@ def test_without_an_interaction_the_gain_is_nothing_in_the_mean_and_the_interval
         found.append(interaction(x, y, x + (y - 0.4) ** 2 + 0.3 * rng.standard_normal(n)))
     assert abs(np.mean([f.gain for f in found])) < 0.005
     assert 0.95 <= np.mean([f.low == 0 for f in found]) <= 1.0
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0, 3.0])
+def test_the_interval_covers_the_share_that_the_product_has_at_the_points_given(strength):
+    rng, n, sweeps, noise = np.random.default_rng(4), 40, 400, 0.1
+    x, y = rng.random((2, n))
+    without = np.stack([np.ones(n), x, y, x**2, y**2], axis=1)
+    of_product = strength * (x * y - without @ np.linalg.pinv(without) @ (x * y))
+    signal = (x - 0.5) ** 2 + strength * x * y
+    truth = of_product.var() / (signal.var() + noise**2)
+    covered = 0
+    for _ in range(sweeps):
+        found = interaction(x, y, signal + noise * rng.standard_normal(n))
+        covered += found.low <= truth <= found.high
+    assert clopper_pearson(covered, sweeps)[1] > 0.95
+    assert covered / sweeps > 0.92
 
 
 def test_too_few_points_or_none_that_differ_have_no_interaction():

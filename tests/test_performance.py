@@ -66,6 +66,12 @@ def test_equal_values_have_a_point_for_an_interval():
     assert found == pytest.approx(np.full((2, 2), 0.5))
 
 
+def test_intervals_are_moved_by_what_resampling_loses():
+    # of two resampled from {0, 1} the best is 1 in three of four: 0.75 in the mean, and of both values it is 1
+    (ends,) = expected_best_intervals([0, 1], [2], np.random.default_rng(0), draws=20_000)
+    assert ends == pytest.approx([0.25, 1.25], abs=0.02)
+
+
 @pytest.mark.parametrize("n", [0, 1, 2, 7, 60, 61, 1000, 12345])
 def test_the_grid_goes_from_one_to_all_through_the_half(n):
     grid = budget_grid(n).tolist()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.power import detectable, power
+from analysis.power import detectable, power, seeds_for
 from analysis.statistics import arm_verdict, clopper_pearson, over_seeds
 
 
@@ -56,6 +56,30 @@ def test_the_stated_power_is_how_often_the_verdict_falls():
     assert low <= power(effect, 1 / math.sqrt(seeds), seeds - 1, margin=margin) <= high
 
 
+def test_seeds_for_by_the_normals_formula():
+    # 2.8016 standard errors: (0.02² · 20 / n + 0.003²) = (0.01 / 2.8016)², which n = 2139 gives
+    n = 0.02**2 * 20 / ((0.01 / (stats.norm.ppf(0.975) + stats.norm.ppf(0.8))) ** 2 - 0.003**2)
+    assert n == pytest.approx(2139, abs=1)
+    assert seeds_for(0.01, math.hypot(0.02, 0.003), 0.02, 1e6, 20) == pytest.approx(n, rel=5e-3)
+
+
+def test_seeds_for_is_the_first_number_with_the_power_asked_for():
+    effect, error, df, seeds = 0.02, 0.011, 6, 20
+    n = seeds_for(effect, error, error, df, seeds, 0.9875, 0.002)
+    assert n > seeds
+    for m, enough in ((n, True), (n - 1, False)):
+        at = power(effect, error * math.sqrt(seeds / m), df * m / seeds, 0.9875, 0.002)
+        assert (at >= 0.8) == enough
+
+
+def test_seeds_for_has_no_answer_where_the_rows_alone_forbid_it_or_the_effect_lies_within_the_margin():
+    assert seeds_for(0.01, math.hypot(0.02, 0.006), 0.02, 6, 20) is None
+    assert seeds_for(0.001, 0.001, 0.001, 6, 20, margin=0.002) is None
+    assert seeds_for(0.0, 0.001, 0.001, 6, 20) is None
+    assert seeds_for(1.0, 0.001, 0.001, 6, 20) == 20
+    assert seeds_for(1.0, 0.0, 0.0, 6, 20) == 20
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -65,6 +89,7 @@ def test_the_stated_power_is_how_often_the_verdict_falls():
         (lambda: power(1, 1, 3, level=1.0), "between 0 and 1"),
         (lambda: power(1, 1, 3, margin=-1), "margin must be 0 or more"),
         (lambda: detectable(1, 3, wanted=1.0), "wanted must lie"),
+        (lambda: seeds_for(1, 1, 1, 3, 0), "seeds must be 1 or more"),
     ],
 )
 def test_errors_say_what_was_given(call, message):

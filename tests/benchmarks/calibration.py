@@ -24,8 +24,9 @@ import numpy as np
 from scipy import optimize, special
 
 from analysis.performance import expected_best_intervals, n_with_interval
-from analysis.power import detectable, power
+from analysis.power import detectable, power, seeds_for
 from analysis.statistics import (
+    MANY,
     Difference,
     arm_verdict,
     between_arms,
@@ -79,7 +80,7 @@ class Sweep:
     def taste(self) -> Array:
         return ARM_ROW * self.rng.standard_normal(ROWS)
 
-    def winners(self, ability: float, taste: Array, groups: int = WINNERS) -> list[Array]:
+    def winners(self, ability: float, taste: Array, groups: int) -> list[Array]:
         """An arm's winners: (seeds, rows) correctness of each."""
         lacking = self.rng.choice(POOL, groups)
         own = WINNER_ROW * self.rng.standard_normal((groups, ROWS))
@@ -99,15 +100,18 @@ class Judged:
     margin: float
 
 
-def judged(rng: np.random.Generator, effect: float) -> Judged:
-    """One sweep whose first candidate is better than the baseline by `effect`, and the others as good."""
+def judged(rng: np.random.Generator, effect: float, groups: int = WINNERS) -> Judged:
+    """One sweep whose first candidate is better than the baseline by `effect`, and the others as good.
+
+    groups: sub-searches of each arm, with SEEDS confirmation seeds of each winner.
+    """
     sweep = Sweep(rng)
     base, better = ability_for(ACCURACY), ability_for(ACCURACY + effect)
     taste = sweep.taste()
-    baseline = sweep.winners(base, taste)
-    again = between_arms(sweep.winners(base, taste), baseline)
+    baseline = sweep.winners(base, taste, groups)
+    again = between_arms(sweep.winners(base, taste, groups), baseline)
     arms = [better, *[base] * (CANDIDATES - 1)]
-    differences = [between_arms(sweep.winners(a, sweep.taste()), baseline) for a in arms]
+    differences = [between_arms(sweep.winners(a, sweep.taste(), groups), baseline) for a in arms]
     raw = [d.total.p_value() for d in differences]
     adjusted = holm(raw)
     margin = max(MARGIN, abs(again.total.mean))
@@ -184,6 +188,25 @@ def detectable_effect(found: list[Judged]) -> float:
     return float(np.median(stated))
 
 
+def enough_seeds(rng: np.random.Generator, sweeps: int, found: list[Judged], effect: float) -> Json:
+    """What sweeps of 20 seeds state as the number with 80 % power at `effect`, and what that many seeds find."""
+    level, total = 1 - ALPHA / CANDIDATES, WINNERS * SEEDS
+    stated = []
+    for j in found:
+        whole, units = j.first.total, j.first.without_rows
+        errors = math.sqrt(whole.variance), math.sqrt(units.variance)
+        stated.append(seeds_for(effect, *errors, units.df, total, level, j.margin) or MANY)
+    seeds = float(np.median(stated))
+    groups = round(seeds / SEEDS)
+    low, high = np.quantile(stated, [0.25, 0.75], method="nearest")
+    return {
+        "effect": effect,
+        "seeds stated, median": seeds,
+        "quartiles": [float(low), float(high)],
+        "called better with so many": rate(judged(rng, effect, groups).verdicts[0] == "better" for _ in range(sweeps)),
+    }
+
+
 def one_configuration(rng: np.random.Generator, sweeps: int) -> Json:
     """S1: one configuration under two disjoint sets of 20 seeds: claims are compared so, paired seed by seed."""
     differences = []
@@ -246,12 +269,18 @@ def equivalence(rng: np.random.Generator, draws: int) -> Json:
 
 def tuning_curves(rng: np.random.Generator, draws: int) -> Json:
     """Coverage of the intervals of expected validation performance, for a quarter and all of N random trials."""
+    shapes: dict[str, Callable[[Any], Array]] = {
+        "scores with a ceiling": lambda shape: -rng.exponential(size=shape),
+        "normal scores": lambda shape: rng.standard_normal(shape),
+    }
     found = {}
-    for size in (24, 100):
-        for name, n in (("a quarter", n_with_interval(size)), ("all", size)):
-            truth = float((1 - LOSS * rng.exponential(size=(100_000, n))).max(axis=1).mean())
-            ends = (expected_best_intervals(1 - LOSS * rng.exponential(size=size), [n], rng)[0] for _ in range(draws))
-            found[f"best of {n}, {name} of {size} trials"] = rate(covers((low, high), truth) for low, high in ends)
+    for name, draw in shapes.items():
+        for size in (24, 100):
+            for part, n in (("a quarter", n_with_interval(size)), ("all", size)):
+                truth = float(draw((100_000, n)).max(axis=1).mean())
+                ends = (expected_best_intervals(draw(size), [n], rng)[0] for _ in range(draws))
+                covered = rate(covers((low, high), truth) for low, high in ends)
+                found[f"{name}, best of {n}, {part} of {size} trials"] = covered
     return found
 
 
@@ -268,6 +297,7 @@ def calibrate(sweeps: int, seed: int) -> Json:
         "S2 no effect": none,
         "detectable, median stated": smallest,
         "S3 known effects": [known_effect(rng, sweeps, e) for e in (MARGIN, 0.005, 0.01, smallest)],
+        "seeds for 80 % power": enough_seeds(rng, sweeps, found, 0.006),
         "claims": claims(rng, sweeps, 0.007),
         "expected validation performance, coverage": tuning_curves(rng, sweeps),
     }
@@ -278,6 +308,8 @@ def _show(value: Any, indent: str = "") -> None:
         if isinstance(inside, dict) and "rate" in inside:
             low, high = inside["ci95"]
             print(f"{indent}{name}: {100 * inside['rate']:.1f} % [{100 * low:.1f}, {100 * high:.1f}] (n={inside['n']})")
+        elif isinstance(inside, list) and not isinstance(inside[0], dict):
+            print(f"{indent}{name}: {', '.join(f'{v:g}' for v in inside)}")
         elif isinstance(inside, dict | list):
             print(f"{indent}{name}")
             _show(inside, indent + "  ")
