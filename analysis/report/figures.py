@@ -296,7 +296,9 @@ def importance(found: Mapping[str, Any]) -> Figure | None:
     ]
     table = Table(("arm", *names, "trials", "caveat"), rows)
     note = "Percent of what separates the best tenth of the trials from the rest (PED-ANOVA); empty: not of this arm."
-    return Figure("importance", "Which hyperparameter mattered", [heat], layout, table, note, 120 + ROW * len(arms))
+    return Figure(
+        "importance-shares", "Which hyperparameter mattered", [heat], layout, table, note, 120 + ROW * len(arms)
+    )
 
 
 def interactions(found: Mapping[str, Any], unit: Unit) -> list[Figure]:
@@ -373,7 +375,7 @@ def cost(result: Json, lines: Mapping[str, Json]) -> Figure | None:
     rows = [(a, f"{b['seconds']:,.1f}", f"{b['seed_epochs']:,}", str(b["trials"])) for a, b in budget.items()]
     table = Table(("arm", "seconds", "seed-epochs", "trials"), rows)
     layout = _rows(list(budget), "seconds of training in the search") | {"showlegend": False}
-    return Figure("cost", "What the search cost", [bar], layout, table, "", 90 + 28 * len(budget))
+    return Figure("cost-seconds", "What the search cost", [bar], layout, table, "", 90 + 28 * len(budget))
 
 
 def latency(result: Json, unit: Unit, lines: Mapping[str, Json]) -> Figure | None:
@@ -397,4 +399,4 @@ def latency(result: Json, unit: Unit, lines: Mapping[str, Json]) -> Figure | Non
     rows = [(arm, f"{ms:.3f}", unit.value(mean)) for arm, ms, mean in points]
     table = Table(("arm", "ms a sample, batch 1", result["metric"]), rows)
     layout = _lines(data, "ms a sample, batch of 1", f"{result['metric']}, {unit.values}", log=True)
-    return Figure("latency", "Quality against latency", data, layout, table, "", 340)
+    return Figure("latency-quality", "Quality against latency", data, layout, table, "", 340)

@@ -112,10 +112,10 @@ def render(run: Path, reload_s: float | None = None) -> str:
 
 
 def _read(run: Path) -> _Read:
-    study = load_study(run / "study.yaml")
-    result = compare(run)
-    found = insights(run, result)
     with Ledger.open(run) as ledger:
+        study = load_study(run / "study.yaml")
+        result = compare(run)
+        found = insights(run, result)
         trials = ledger.trials()
         courses = curves.courses(trials, ledger.epochs(), ledger.ends())
         chosen = select(study, ledger)

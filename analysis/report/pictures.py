@@ -35,9 +35,9 @@ def gallery(run: Path) -> Gallery | None:
             pictures.append(Picture(_png(_over(image, maps[i])), f"{title}: {what}"))
         rows.append((f"class {int(classes[i])}", pictures))
     caption = (
-        f"Attention maps at {layer} (the sum over channels of squared activations), each scaled to its own largest value, bright where "
-        "the network looks. Causal mask: where in the image the teacher's evidence for the label lies (LayerCAM, no "
-        "percentile cut). Students as deployed, of the confirmation seed with the median result."
+        f"Attention maps at {layer} (the sum over channels of squared activations), each scaled to its largest value: "
+        "bright where the network looks. Causal mask: where in the image the teacher's evidence for the label lies "
+        "(LayerCAM, no percentile cut). Students as deployed, of the confirmation seed with the median result."
     )
     return Gallery(headings, rows, caption)
 
