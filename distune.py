@@ -56,14 +56,16 @@ def sweep(
     cpus_per_trial: float = 1.0,
     gpus_per_trial: float = 0.0,
     address: str | None = None,
+    wandb: str | None = None,
     epoch_timeout: float = 3600.0,
     verbose: bool = False,
     quiet: bool = False,
 ) -> Run:
     """Search every arm with the same budget, confirm what it chose under fresh seeds, and return the finished run.
 
-    out: a folder that does not exist yet; default `runs/<study>-<time>`. The rest are the flags of `distune sweep`.
-    Raises spaces.BadInput before anything is written, search.sweep.SweepFailed and Interrupted after.
+    out: a folder that does not exist yet; default `runs/<study>-<time>`. wandb: `offline`, `online` or `off`; default
+    what WANDB_MODE says, else `offline`. The rest are the flags of `distune sweep`. Raises spaces.BadInput
+    before anything is written, search.sweep.SweepFailed and Interrupted after.
     """
     from spaces import adjust
     from spaces import load_study as load
@@ -77,12 +79,15 @@ def sweep(
         seeds_per_trial=seeds_per_trial,
         confirm_seeds=confirm_seeds,
     )
+    from analysis import tracking
     from search import sweep as path
     from search.progress import Progress
 
     folder = Path(out) if out is not None else path.default_run_folder(adjusted.name)
     options = path.Options(cpus_per_trial, gpus_per_trial, max_concurrent, address, verbose, epoch_timeout)
-    path.start(adjusted, folder, seed, options, Progress(quiet))
+    progress = Progress(quiet)
+    with tracking.following(folder, tracking.chosen_mode(wandb), progress.say):
+        path.start(adjusted, folder, seed, options, progress)
     return Run(folder)
 
 
@@ -186,6 +191,12 @@ Set = Annotated[
         help="Change the study, such as budget.confirm_seeds=40 or space.learning_rate.low=1e-4.",
     ),
 ]
+Wandb = Annotated[
+    str | None,
+    typer.Option(
+        metavar="offline|online|off", help="Where W&B gets the sweep [default: WANDB_MODE, else offline, in RUN/wandb]."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
@@ -223,6 +234,7 @@ def sweep_command(
     cpus_per_trial: Annotated[float, typer.Option(help="CPUs of a trial.")] = 1.0,
     gpus_per_trial: Annotated[float, typer.Option(help="GPUs of a trial; a fraction shares one.")] = 0.0,
     address: Annotated[str | None, typer.Option(help="A Ray cluster to join [default: this machine].")] = None,
+    wandb: Wandb = None,
     set_: Set = None,
     out: Annotated[Path | None, typer.Option(help="Run folder, new [default: runs/STUDY-TIME].")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the whole sweep.")] = 0,
@@ -282,6 +294,7 @@ def sweep_command(
             cpus_per_trial=cpus_per_trial,
             gpus_per_trial=gpus_per_trial,
             address=address,
+            wandb=wandb,
             epoch_timeout=epoch_timeout,
             verbose=verbose,
         )
@@ -294,14 +307,16 @@ Force = Annotated[
 
 
 @app.command()
-def resume(run: RunArgument, force: Force = False, as_json: AsJson = False) -> None:
+def resume(run: RunArgument, force: Force = False, wandb: Wandb = None, as_json: AsJson = False) -> None:
     """Go on with a sweep that was stopped, from its ledger; what is finished is not done again."""
     opened = open_run(run)
+    from analysis import tracking
     from search.progress import Progress
     from search.sweep import resume as go_on
 
-    with _leaving(run):
-        go_on(run, Progress(), force)
+    progress = Progress()
+    with _leaving(run), tracking.following(run, tracking.chosen_mode(wandb), progress.say):
+        go_on(run, progress, force)
     _finish(opened, as_json)
 
 
@@ -319,6 +334,7 @@ def extend(
         str | None, typer.Option("--from", metavar="STUDY", help="Where those arms are defined [default: the study].")
     ] = None,
     force: Force = False,
+    wandb: Wandb = None,
     as_json: AsJson = False,
 ) -> None:
     """Give a sweep more confirmation seeds, budget or arms; what is finished is not done again.
@@ -331,13 +347,14 @@ def extend(
     From the second look at the test split on, verdicts use a stricter level, which the comparison states.
     """
     opened = open_run(run)
+    from analysis import tracking
     from search.progress import Progress
     from search.sweep import extend as give_more
     from spaces import Extension
 
-    added = tuple(a for a in (arms or "").split(",") if a)
-    with _leaving(run):
-        give_more(run, Extension(confirm_seeds, seed_epochs, added, source), Progress(), force)
+    added, progress = tuple(a for a in (arms or "").split(",") if a), Progress()
+    with _leaving(run), tracking.following(run, tracking.chosen_mode(wandb), progress.say):
+        give_more(run, Extension(confirm_seeds, seed_epochs, added, source), progress, force)
     _finish(opened, as_json)
 
 
@@ -449,6 +466,26 @@ def dashboard(
         print(*bring_up_to_date(run), sep="\n")
     else:
         serve(run, host, port, lambda line: print(line, file=sys.stderr, flush=True))
+
+
+@app.command("wandb")
+def wandb_command(
+    run: RunArgument,
+    online: Annotated[bool, typer.Option("--online", help="Upload it too, with `wandb sync`.")] = False,
+) -> None:
+    """Export a run to W&B, or go on with an export: what is there already is not written or sent again.
+
+    
+    distune wandb runs/first              # offline, into runs/first/wandb
+    distune wandb runs/first --online     # to WANDB_PROJECT [default: the study's name] of WANDB_ENTITY
+    wandb leet runs/first/wandb           # the curves in the terminal
+    """
+    open_run(run)
+    from analysis import tracking
+
+    mode = "online" if online else "offline"
+    if not tracking.export(run, tracking.chosen_mode(mode), lambda line: print(line, file=sys.stderr, flush=True)):
+        raise typer.Exit(FAILED)
 
 
 @app.command()

@@ -32,7 +32,7 @@ def sentence(
             f"The claim holds here: {better} beats {worse} by {found}, surely half or more of the published {reported}."
         )
     if verdict == "smaller":
-        return f"{better} does beat {worse} here, but by less than was published: {found} in place of {reported}."
+        return f"{better} does beat {worse} here, but by less than was published: {found} against {reported}."
     if verdict == "reversed":
         return f"It is the other way round here: {worse} beats {better}; {found} measured, {reported} published."
     if verdict == "not distinguishable from noise":

@@ -36,7 +36,7 @@ from analysis.statistics import (
 )
 from search import seeds
 from search.ledger import ENSEMBLE, Ledger, RunRecord
-from search.selection import Winner, deployed, fair_limit, search_spend, select, within
+from search.selection import Winner, choose, deployed, fair_limit, search_spend, within
 from spaces import A_A_CONTROL, BASELINE, Study, is_at_limit, load_study
 
 Units = NDArray[np.float64]
@@ -73,8 +73,9 @@ class _Comparison:
         self.study, self.ledger = study, ledger
         self.notes: list[str] = list(study.notes)
         self.trials, self.epochs, self.ends = ledger.trials(), ledger.epochs(), ledger.ends()
-        self.chosen = select(study, ledger)
         self.runs = ledger.runs()
+        again = [r for r in self.runs if r.purpose == "reevaluation"]
+        self.chosen = choose(study, self.trials, self.epochs, self.ends, again)
         self.labels, self.round = ledger.labels("test"), ledger.round
         at_looks = [look["seeds"] for look in ledger.looks() if look["split"] == "test" and look["seeds"]]
         self.alpha = looks.level_at_last_look(at_looks) if at_looks else looks.ALPHA

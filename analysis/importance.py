@@ -19,7 +19,7 @@ Array = npt.NDArray[np.float64]
 TOP = 0.1  # PED-ANOVA asks what is special about the best tenth
 FEWEST = 10  # configurations: below, the best tenth is one of them
 ENOUGH_IN_TOP = 5  # as Optuna's documentation advises
-MOST = 2000  # configurations that are looked at: a random choice of more tells the same
+MOST = 1000  # configurations that are looked at: a random choice of more tells the same
 COEFFICIENTS = 6  # of the surface with the interaction: 1, x, y, x², y², xy
 
 

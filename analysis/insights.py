@@ -23,7 +23,7 @@ from analysis.power import detectable, power, seeds_for
 from search import seeds
 from search.distributions import distributions
 from search.ledger import EpochRecord, Ledger, RunRecord, TrialRecord
-from search.selection import NEVER_WINS, select
+from search.selection import NEVER_WINS, choose
 from spaces import A_A_CONTROL, BASELINE, Choice, Range, Space, Study, load_study
 
 Json = dict[str, Any]
@@ -63,7 +63,8 @@ class _Insights:
         self.round = ledger.round
         self._said: dict[str, list[str]] = {}  # what is missing -> the arms that lack it
         self.trials, self.epochs, self.ends = ledger.trials(), ledger.epochs(), ledger.ends()
-        self.runs = [r for r in ledger.runs() if r.fit == "train"]
+        self.runs = ledger.runs()
+        self.on_train = [r for r in self.runs if r.fit == "train"]
         self.scored = self._scored()
         self.rng = np.random.default_rng(0)
 
@@ -152,9 +153,10 @@ class _Insights:
 
     def _optimism(self) -> dict[str, list[Json]]:
         """Each winner's score on the search's seeds against its mean under the confirmation's, both on train alone."""
-        chosen = select(self.study, self.ledger)
+        again = [r for r in self.runs if r.purpose == "reevaluation"]
+        chosen = choose(self.study, self.trials, self.epochs, self.ends, again)
         fresh: dict[tuple[str, int, str], list[float]] = defaultdict(list)
-        for run in self.runs:
+        for run in self.on_train:
             if run.purpose == "tuned" and self._counts(run):
                 fresh[run.arm, run.subsearch, run.trial].append(_metric(run, self.study.val_metric))
         found: dict[str, list[Json]] = {arm: [] for arm in self.study.searched}
@@ -226,7 +228,7 @@ class _Insights:
         for row in self.epochs:
             by_arm[arm_of[row.trial]].append(row)
         fresh: dict[str, list[float]] = defaultdict(list)
-        for run in self.runs:
+        for run in self.on_train:
             if run.purpose == "reevaluation" or (run.purpose == "tuned" and self._counts(run)):
                 fresh[run.trial].append(_metric(run, self.study.val_metric))
         found = {}

@@ -353,13 +353,16 @@ class Ledger:
         rows = self._db.execute(sql, (after,))
         return [TrialRecord(t, a, s, o, json.loads(c), at) for t, a, s, o, c, at in rows]
 
-    def epochs(self, after: int = 0) -> list[EpochRecord]:
+    def epochs(self, after: int = 0, trial: str | None = None) -> list[EpochRecord]:
         """In the order in which they were reported, which is the order in which they were paid for.
 
-        after: the `seq` of the last one that is known.
+        after: the `seq` of the last one that is known. trial: only its epochs, in their own order.
         """
-        sql = "SELECT seq, trial, epoch, seeds, seconds, score, se, nll, metrics FROM epochs WHERE seq > ? ORDER BY seq"
-        rows = self._db.execute(sql, (after,))
+        sql = "SELECT seq, trial, epoch, seeds, seconds, score, se, nll, metrics FROM epochs WHERE seq > ?"
+        if trial is None:
+            rows = self._db.execute(f"{sql} ORDER BY seq", (after,))
+        else:
+            rows = self._db.execute(f"{sql} AND trial = ? ORDER BY epoch", (after, trial))
         return [
             EpochRecord(seq, trial, epoch, seeds, seconds, _nan(score), _nan(se), _nan(nll), _Unread(metrics))
             for seq, trial, epoch, seeds, seconds, score, se, nll, metrics in rows
@@ -370,9 +373,11 @@ class Ledger:
         sql = "SELECT trial, how, epoch, message, ended FROM ends WHERE rowid > ? ORDER BY rowid"
         return {row[0]: EndRecord(*row) for row in self._db.execute(sql, (after,))}
 
-    def runs(self, purpose: str | None = None) -> list[RunRecord]:
+    def runs(self, purpose: str | None = None, after: int = 0) -> list[RunRecord]:
+        """In the order in which they ended. after: the `row` of the last one that is known."""
         sql = "SELECT rowid, purpose, arm, subsearch, fit, replicate, trial, config, epochs, seconds, metrics FROM runs"
-        rows = self._db.execute(f"{sql} WHERE ?1 IS NULL OR purpose = ?1 ORDER BY rowid", (purpose,))
+        where = "rowid > ?2 AND (?1 IS NULL OR purpose = ?1)"
+        rows = self._db.execute(f"{sql} WHERE {where} ORDER BY rowid", (purpose, after))
         return [
             RunRecord(
                 row, purpose, arm, g, fit, replicate, trial, json.loads(config), epochs, seconds, json.loads(metrics)
@@ -419,9 +424,13 @@ class Ledger:
         rows = self._db.execute("SELECT name, mask FROM segments WHERE split = ? ORDER BY rowid", (split,))
         return {name: _unpacked(mask).astype(bool) for name, mask in rows}
 
-    def audits(self) -> list[dict[str, Any]]:
+    def audits(self, trial: str | None = None) -> list[dict[str, Any]]:
         names = ("trial", "epoch", "term", "weight", "norm", "share", "cosine")
-        rows = self._db.execute(f"SELECT {', '.join(names)} FROM audits ORDER BY rowid")
+        sql = f"SELECT {', '.join(names)} FROM audits"
+        if trial is None:
+            rows = self._db.execute(f"{sql} ORDER BY rowid")
+        else:
+            rows = self._db.execute(f"{sql} WHERE trial = ? ORDER BY epoch, rowid", (trial,))
         return [dict(zip(names, row, strict=True)) for row in rows]
 
     def notes(self) -> list[str]:

@@ -136,9 +136,19 @@ def winners(
 
 def select(study: Study, ledger: Ledger) -> dict[tuple[str, int], Winner]:
     """The winners of everything that the ledger holds now."""
-    trials, epochs = ledger.trials(), ledger.epochs()
+    return choose(study, ledger.trials(), ledger.epochs(), ledger.ends(), ledger.runs("reevaluation"))
+
+
+def choose(
+    study: Study,
+    trials: Sequence[TrialRecord],
+    epochs: Sequence[EpochRecord],
+    ends: Mapping[str, EndRecord],
+    reevaluations: Iterable[RunRecord],
+) -> dict[tuple[str, int], Winner]:
+    """The winners of these records, for whoever has read them already."""
     kept, _ = within(fair_limit(study, search_spend(study, trials, epochs)), trials, epochs)
-    return winners(study, candidates(study, trials, kept, ledger.ends()), ledger.runs("reevaluation"))
+    return winners(study, candidates(study, trials, kept, ends), reevaluations)
 
 
 def deployed(chosen: Mapping[tuple[str, int], Winner], arm: str) -> Winner:

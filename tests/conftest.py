@@ -1,4 +1,4 @@
-"""What every test stands on: a cache of its own, never the user's, and one thread."""
+"""What every test stands on: a cache of its own, never the user's, one thread, and no W&B unless it asks for it."""
 
 import hypothesis
 import pytest
@@ -14,4 +14,7 @@ def cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DISTUNE_CACHE", str(folder))
+        patch.setenv("WANDB_MODE", "disabled")
+        for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_PROJECT", "WANDB_ENTITY"):
+            patch.delenv(name, raising=False)
         yield folder

@@ -13,7 +13,8 @@ import torch
 from search.payload import build_teacher, trial_config
 from spaces import load_study
 from trainables import artefacts, datasets, mlp
-from trainables.artefacts import build_once, cache_folder, is_stored
+from trainables.artefacts import build_once, is_stored
+from trainables.cache import cache_folder
 from trainables.context import Context, TeacherOutputs
 from trainables.datasets import Leak, Rows
 from trainables.streams import Streams

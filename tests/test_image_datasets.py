@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision import datasets as torchvision_datasets
 
-from trainables.artefacts import cache_folder
+from trainables.cache import cache_folder
 from trainables.datasets import BadData, image_folder, images
 
 DIGITS = {"kind": "digits", "split_seed": 0, "test_fraction": 0.3, "validation_fraction": 0.25}

@@ -52,7 +52,7 @@ def test_equal_scores_decide_nothing():
 def test_of_very_many_trials_a_random_choice_is_looked_at_and_said_to_be():
     found = measured(MOST + 500, lambda c: -c["decay"])
     assert found.n == MOST + 500
-    assert "a random choice of 2,000 of 2,500" in found.caveat
+    assert "a random choice of 1,000 of 1,500" in found.caveat
     assert found.parameters["decay"] > 0.8
 
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from analysis.comparison import compare
+import distune
 from analysis.insights import insights
 from analysis.performance import gain_of_doubling
 from analysis.power import detectable, power
@@ -304,11 +304,9 @@ def test_cost_per_point_divides_what_the_search_cost_by_what_it_gained(tmp_path)
     assert not says(found, "kd: its cost per point rests")
 
 
-def test_what_is_given_is_not_compared_again(tmp_path):
-    world = World()
-    result = confirmed(tmp_path / "run", world, accuracies(world, kd=0.82), STUDY)
-    assert (
-        insights(tmp_path / "run")
-        == insights(tmp_path / "run", result)
-        == insights(tmp_path / "run", compare(tmp_path / "run"))
-    )
+def test_a_comparison_that_is_given_is_used_and_the_face_gives_the_same(tmp_path):
+    world, run = World(), tmp_path / "run"
+    result = confirmed(run, world, accuracies(world, kd=0.82), STUDY)
+    assert insights(run) == insights(run, result) == distune.open_run(run).insights()
+    silent = {**result, "arms": [{**a, "delta_vs_baseline": None} for a in result["arms"]]}
+    assert insights(run, silent)["power"] == {}

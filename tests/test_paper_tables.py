@@ -3,8 +3,6 @@
 import csv
 import io
 import re
-import shutil
-import subprocess
 
 import pytest
 
@@ -113,14 +111,3 @@ def test_a_name_that_begins_like_a_formula_is_text_to_a_spreadsheet(result):
     renamed = {**result, "study": "=HYPERLINK(1)"}
     rows = csv.DictReader(io.StringIO(ablation(renamed, "csv")))
     assert {r["study"] for r in rows} == {"'=HYPERLINK(1)"}
-
-
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here")
-def test_pdflatex_accepts_the_table(result, tmp_path):
-    hostile = latex(PaperTable(NASTY, "lr", (NASTY, "n"), ((NASTY, "1"),)))
-    body = ablation(result, "latex") + hostile
-    document = rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}{body}\end{{document}}"
-    (tmp_path / "t.tex").write_text(document, encoding="utf-8")
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "t.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-2000:]

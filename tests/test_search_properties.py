@@ -345,6 +345,7 @@ class Search(RuleBasedStateMachine):
                 self.restart(rng)
             while rng.random() < 0.7 and isinstance(self.ask(rng.choice((0, 0, 1, 3, 9))), dict):
                 pass
+            self.scheduler.find_lost()  # as at every step of Ray Tune's loop; there is none
             happens(rng)
 
     # What holds after every step.

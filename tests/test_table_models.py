@@ -19,7 +19,7 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 
-from trainables import artefacts
+from trainables.cache import cache_folder
 from trainables.datasets import BadData, Column, Rows
 from trainables.encoding import Encoder
 from trainables.streams import Streams
@@ -282,7 +282,7 @@ for folder in sys.argv[1:]:
 
 
 def test_another_process_reads_the_same_and_fits_the_same_and_imports_no_library_early(teachers, fresh, tmp_path):
-    command = [sys.executable, "-c", IN_A_PROCESS, str(artefacts.cache_folder()), str(tmp_path)]
+    command = [sys.executable, "-c", IN_A_PROCESS, str(cache_folder()), str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     root = Path(__file__).parents[1]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True)

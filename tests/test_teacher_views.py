@@ -15,7 +15,8 @@ from search import payload
 from search.families import vision as family
 from search.payload import build_teacher
 from tests.made_images import digits, pictures, untrained_teacher
-from trainables.artefacts import Artefact, cache_folder
+from trainables.artefacts import Artefact
+from trainables.cache import cache_folder
 from trainables.datasets import Dataset, Leak, Rows
 from trainables.learner import Learner, autocast
 from trainables.streams import Streams

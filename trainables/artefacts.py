@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 from filelock import FileLock
 from numpy.typing import NDArray
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
+
+from trainables.cache import cache_folder
 
 logger = logging.getLogger(__name__)
 Build = Callable[[], tuple[dict[str, Tensor], dict[str, Any]]]
@@ -37,10 +38,6 @@ class Artefact:
     tensors: dict[str, Tensor]
     fitted_on: NDArray[np.int64]
     about: dict[str, Any]
-
-
-def cache_folder() -> Path:
-    return Path(os.environ.get("DISTUNE_CACHE") or platformdirs.user_cache_dir("distune"))
 
 
 def build_once(kind: str, recipe: Mapping[str, Any], fitted_on: NDArray[np.int64], build: Build) -> Artefact:

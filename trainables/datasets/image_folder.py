@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL import __version__ as pillow_version
 
-from trainables.artefacts import cache_folder
+from trainables.cache import cache_folder
 from trainables.datasets import BadData, Rows, Say, shortened
 
 logger = logging.getLogger(__name__)

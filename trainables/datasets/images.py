@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from sklearn.utils import resample
 
-from trainables.artefacts import cache_folder
+from trainables.cache import cache_folder
 from trainables.datasets import BadData, Dataset, Rows, Say, image_folder, shortened
 
 logger = logging.getLogger(__name__)

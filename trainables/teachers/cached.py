@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainables.artefacts import cache_folder, write_atomically
+from trainables.artefacts import write_atomically
+from trainables.cache import cache_folder
 from trainables.datasets import Rows
 from trainables.losses import attention_map
 from trainables.masks import ACTIVATIONS
