@@ -20,7 +20,6 @@ from analysis.report.parts import Json, Section, Table, embedded, from_rich
 from analysis.report.pictures import gallery
 from analysis.units import Unit
 from search.ledger import Ledger
-from search.selection import deployed, select
 from spaces import A_A_CONTROL, Study, load_study
 
 FILE = "report.html"
@@ -118,7 +117,6 @@ def _read(run: Path) -> _Read:
         found = insights(run, result)
         trials = ledger.trials()
         courses = curves.courses(trials, ledger.epochs(), ledger.ends())
-        chosen = select(study, ledger)
         revisions = ledger.revisions()
         code = revisions[-1].code if revisions else {}
         return _Read(
@@ -126,7 +124,7 @@ def _read(run: Path) -> _Read:
             result,
             found,
             courses,
-            {arm: deployed(chosen, arm).candidate.trial for arm in study.searched if any(k[0] == arm for k in chosen)},
+            {arm["arm"]: arm["tuned"]["trial"] for arm in result["arms"] if arm["tuned"]},
             ledger.meta,
             {name: version for name, version in code.items() if not name.endswith(".py")},
             (run / "study.yaml").read_text(encoding="utf-8"),
