@@ -148,7 +148,7 @@ def test_the_main_effects_of_stem_and_loss_are_those_of_the_four_cells(finished)
 def test_the_best_of_epochs_is_a_recorded_look_and_no_worse_than_the_last_epoch(finished):
     out, _ = finished
     with Ledger.open(out) as ledger:
-        assert [look["purpose"] for look in ledger.looks()] == ["confirmation", "peeks"]
+        assert [look["purpose"] for look in ledger.looks()] == ["confirmation", "peeks", "maps"]
         peeked = [r for r in ledger.runs() if "test_accuracy_best_epoch" in r.metrics]
         assert {r.purpose for r in peeked} == {"as_published", "fixed"}
         assert all(r.metrics["test_accuracy_best_epoch"] >= r.metrics["test_accuracy"] for r in peeked)
