@@ -13,7 +13,7 @@ sweep: install  ## the main job: search, confirm and compare the MLP-ensemble st
 	$(BIN)/distune sweep mlp-ensemble
 
 test: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 bench: install  ## minutes: the slow acceptance tests and the side-by-side figures of the README
 	$(BIN)/python -m pytest -m slow
@@ -22,6 +22,7 @@ bench: install  ## minutes: the slow acceptance tests and the side-by-side figur
 	$(BIN)/python -m tests.benchmarks.table_memory --json
 	$(BIN)/python -m tests.benchmarks.trial_overhead --trials 2000 --repeats 3 --json
 	$(BIN)/python -m tests.benchmarks.rebuild --trials 10000 --json
+	$(BIN)/python -m tests.benchmarks.report_size --trials 10000 --json
 	$(BIN)/python -m tests.benchmarks.search_quality --repeats 50 --json
 	$(BIN)/python -m tests.benchmarks.calibration --sweeps 1000 --json
 	$(BIN)/python -m tests.chaos.kill_and_resume --kills 20 --json

@@ -156,6 +156,14 @@ class Run:
             fields = ("purpose", "arm", "subsearch", "fit", "replicate", "trial", "epochs", "seconds")
             return pd.DataFrame([{f: getattr(r, f) for f in fields} | r.metrics for r in ledger.runs()])
 
+    def report(self, figure: Path | None = None) -> Path:
+        """Write RUN/report.html, and the main figure if its path (.png or .pdf) is given; returns the page's path."""
+        from analysis.report import paper_figure, write
+
+        if figure is not None:
+            paper_figure.write(self.compare(), figure)
+        return write(self.path)
+
     def student(self, arm: str) -> Any:
         """The arm's deployed student as a torch module: of the chosen configuration, the seed with median accuracy."""
         from search.students import load_student
@@ -457,6 +465,34 @@ def export(
 
 
 @app.command()
+def report(
+    run: RunArgument,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Rebuild it every few seconds until the sweep has finished.")
+    ] = False,
+    figure: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the main figure, as .png or .pdf.")
+    ] = None,
+) -> None:
+    """Write RUN/report.html: one page that needs no network, with verdicts, figures and every trial.
+
+    \b
+    distune report runs/first
+    distune report runs/first --watch                  # beside a sweep; the page loads itself again
+    distune report runs/first --figure main.pdf
+    """
+    opened = open_run(run)
+    from analysis.report import paper_figure, write_while_it_grows
+
+    if figure is not None:
+        paper_figure.refuse_format(figure)
+    if watch:
+        write_while_it_grows(run, lambda line: print(line, file=sys.stderr, flush=True))
+    _draw_maps(run, again=False)
+    print(opened.report(figure))
+
+
+@app.command()
 def audit(study: StudyArgument, set_: Set = None, as_json: AsJson = False) -> None:
     """Train every arm for its first rung and show what each loss term sends the student.
 
@@ -563,7 +599,32 @@ def _show(run: Run, as_json: bool) -> None:
 
 def _finish(run: Run, as_json: bool) -> None:
     _show(run, as_json)
+    try:
+        _draw_maps(run.path, again=True)
+        print(f"report: {run.report()}", file=sys.stderr)
+    except Exception as error:  # the sweep is whole without its report
+        print(f"warning: no report, {type(error).__name__}: {error}", file=sys.stderr)
     print(f"run folder: {run.path}  (again: distune compare {run.path})", file=sys.stderr)
+
+
+def _draw_maps(run: Path, again: bool) -> None:
+    """Keep the maps of a finished image run for its report, or say why not; again: although there are some."""
+    if load_study(run / "study.yaml").family != "vision" or not _is_finished(run):
+        return
+    from search import maps
+
+    try:
+        if again or not (run / maps.FILE).is_file():
+            maps.write(run)
+    except (ValueError, OSError) as error:
+        print(f"the report has no maps: {error}", file=sys.stderr)
+
+
+def _is_finished(run: Path) -> bool:
+    from search.ledger import Ledger
+
+    with Ledger.open(run) as ledger:
+        return ledger.finished
 
 
 @contextlib.contextmanager

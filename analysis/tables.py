@@ -38,18 +38,18 @@ def new_table(title: str, left: Sequence[str], right: Sequence[str] = (), captio
 
 def render(result: Json) -> RenderableType:
     unit = Unit.of(result["metric"])
-    parts: list[RenderableType] = [_ablation(result, unit), *_sentences(result, unit)]
+    parts: list[RenderableType] = [ablation_table(result, unit), *_sentences(result, unit)]
     if result["contrasts"]:
-        parts.append(_contrasts(result, unit))
+        parts.append(contrasts_table(result, unit))
     if any(effect["mean"] is not None for effect in result["effects"]):
-        parts.append(_effects(result["effects"], unit))
+        parts.append(effects_table(result["effects"], unit))
     if result["teacher"]:
-        parts += [table for table in (_models(result["teacher"], unit),) if table is not None]
+        parts += [table for table in (models_table(result["teacher"], unit),) if table is not None]
         if not result["teacher"]["models"]:
-            parts.append(_teacher(result["teacher"], unit))
-    more = (_gates(result.get("gates") or []), _beside(result), _best_of_epochs(result))
+            parts.append(teacher_table(result["teacher"], unit))
+    more = (gates_table(result.get("gates") or []), beside_table(result), best_of_epochs_table(result))
     parts += [table for table in more if table is not None]
-    parts.append(_budget(result, unit))
+    parts.append(budget_table(result, unit))
     parts += [Text(f"note: {note}", style="dim") for note in result["notes"]]
     return Group(*parts)
 
@@ -65,7 +65,7 @@ def p_value(p: float | None) -> str:
 ROLES = {"student": "alone", "needs_teachers": "+ teachers", "reference": "teachers"}
 
 
-def _ablation(result: Json, unit: Unit) -> Table:
+def ablation_table(result: Json, unit: Unit) -> Table:
     several = len({arm.get("role", "student") for arm in result["arms"]}) > 1
     published = any(arm["published"] is not None for arm in result["arms"])
     table = new_table(
@@ -183,7 +183,7 @@ def _against_teachers(result: Json, unit: Unit) -> str | None:
     )
 
 
-def _contrasts(result: Json, unit: Unit) -> Table:
+def contrasts_table(result: Json, unit: Unit) -> Table:
     table = new_table(
         f"contrasts of arms, in {unit.points} (margin {unit.value(result['margin'])}{_level(result)})",
         ("contrast", "question", "answer"),
@@ -200,7 +200,7 @@ def _contrasts(result: Json, unit: Unit) -> Table:
     return table
 
 
-def _effects(effects: Sequence[Json], unit: Unit) -> Table:
+def effects_table(effects: Sequence[Json], unit: Unit) -> Table:
     table = new_table(
         f"where a difference of fixed arms comes from, in {unit.points}",
         ("effect",),
@@ -242,7 +242,7 @@ BESIDE = {
 PERCENT = ("calibration_error", "teacher_agreement", "majority")
 
 
-def _beside(result: Json) -> Table | None:
+def beside_table(result: Json) -> Table | None:
     """Beside accuracy: means over the confirmed seeds of every arm, as far as they were measured."""
     found = {arm["arm"]: arm.get("evaluation") or {} for arm in result["arms"]}
     shown = [name for name in BESIDE if any(name in values for values in found.values())]
@@ -270,7 +270,7 @@ def _beside_value(name: str, value: Json | None) -> str:
     return f"{value['mean']:.3f}"
 
 
-def _best_of_epochs(result: Json) -> Table | None:
+def best_of_epochs_table(result: Json) -> Table | None:
     """The published best of epochs on the test set beside ours under the same rule; no verdict rests on it."""
     found = {arm["arm"]: arm["best_of_epochs"] for arm in result["arms"] if arm.get("best_of_epochs")}
     if not found:
@@ -301,7 +301,7 @@ MODEL = {
 }
 
 
-def _models(teacher: Json, unit: Unit) -> Table | None:
+def models_table(teacher: Json, unit: Unit) -> Table | None:
     """Teachers that are several models, one by one, as medians over the teacher sets."""
     if not teacher["models"]:
         return None
@@ -326,7 +326,7 @@ def _of_model(key: str, value: float | None) -> str:
     return f"{value:.4f}" if key == "test_auc" else f"{value:.3f}"
 
 
-def _gates(gates: Sequence[Json]) -> Table | None:
+def gates_table(gates: Sequence[Json]) -> Table | None:
     """Whom a gate prefers, beside who is better there."""
     if not gates:
         return None
@@ -347,7 +347,7 @@ def _gates(gates: Sequence[Json]) -> Table | None:
     return table
 
 
-def _teacher(teacher: Json, unit: Unit) -> Table:
+def teacher_table(teacher: Json, unit: Unit) -> Table:
     table = new_table("teacher and student", ("",), ("published", "measured"))
     ensemble, members = teacher["ensemble"], teacher["members"]
     fresh = (
@@ -386,7 +386,7 @@ def _count(value: int | None) -> str:
     return "-" if value is None else f"{value:,}"
 
 
-def _budget(result: Json, unit: Unit) -> Table:
+def budget_table(result: Json, unit: Unit) -> Table:
     state = "complete" if result["complete"] else "not complete"
     fair = result["fair_budget"]
     table = new_table(
@@ -397,11 +397,11 @@ def _budget(result: Json, unit: Unit) -> Table:
     tuned = {arm["arm"]: arm["tuned"] or {} for arm in result["arms"]}
     for arm, b in result["budget"].items():
         ended = ", ".join(f"{n} {how}" for how, n in b["ended"].items())
-        config = ", ".join(f"{k} {_value(v)}" for k, v in tuned[arm].get("config", {}).items())
+        config = ", ".join(f"{k} {shown(v)}" for k, v in tuned[arm].get("config", {}).items())
         optimism = unit.difference(tuned[arm].get("optimism"))
         table.add_row(arm, ended, config, str(b["seed_epochs"]), str(b["trials"]), f"{b['seconds']:.1f}", optimism)
     return table
 
 
-def _value(value: object) -> str:
+def shown(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)

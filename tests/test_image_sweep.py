@@ -1,6 +1,7 @@
 """The image study end to end on real Ray: a folder of PNGs, described and released arms, audit and comparison."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
 import distune
+from search import maps
 from search.ledger import Ledger
+from spaces import BadInput
 from tests.test_sweep import assert_whole, run
 from trainables.datasets import load
 
@@ -68,6 +71,38 @@ def test_a_sweep_of_an_image_folder_confirms_described_and_released_arms(finishe
         assert words in done.stdout
 
 
+def test_a_sweep_leaves_its_report_with_the_maps_of_teacher_and_students(finished):
+    out, done = finished
+    assert f"report: {out / 'report.html'}" in done.stderr
+    page = (out / "report.html").read_text()
+    assert "test image 3, class 2: attention map of kd_fa_at" in page
+    with np.load(out / "maps.npz") as kept:
+        assert kept["images"].shape == (3, 3, 16, 16)
+        assert kept["classes"].tolist() == [0, 1, 2]
+        assert kept["arms"].tolist() == SEARCHED
+        assert str(kept["layer"]) == "layer3"  # of 16x16 images the deepest with maps of 4x4
+        for drawn in (kept["teacher"], *kept["students"]):
+            assert drawn.shape == (3, 4, 4)
+            assert np.allclose(drawn.max(axis=(1, 2)), 1, atol=1e-3)
+            assert drawn.min() >= 0
+        assert ((kept["mask"] >= 0) & (kept["mask"] <= 1)).all()
+    with Ledger.open(out) as ledger:
+        assert [look["split"] for look in ledger.looks() if look["purpose"] == "maps"] == ["test"]
+
+
+def test_maps_that_cannot_be_drawn_say_why(finished, tmp_path, monkeypatch, capsys):
+    out, _ = finished
+    copy = shutil.copytree(out, tmp_path / "run")
+    (copy / "maps.npz").unlink()
+    monkeypatch.setenv("DISTUNE_CACHE", str(tmp_path / "empty"))
+    with pytest.raises(BadInput, match="its teacher is not in the cache any more"):
+        maps.write(copy)
+    distune._draw_maps(copy, again=False)
+    assert "the report has no maps: " in capsys.readouterr().err
+    assert not (copy / "maps.npz").exists()
+    assert "Where they look" not in distune.open_run(copy).report().read_text()
+
+
 def test_everything_beside_accuracy_is_measured(finished):
     out, _ = finished
     arms = {arm["arm"]: arm for arm in distune.open_run(out).compare()["arms"]}
@@ -113,7 +148,7 @@ def test_the_main_effects_of_stem_and_loss_are_those_of_the_four_cells(finished)
 def test_the_best_of_epochs_is_a_recorded_look_and_no_worse_than_the_last_epoch(finished):
     out, _ = finished
     with Ledger.open(out) as ledger:
-        assert [look["purpose"] for look in ledger.looks()] == ["confirmation", "peeks"]
+        assert [look["purpose"] for look in ledger.looks()] == ["confirmation", "peeks", "maps"]
         peeked = [r for r in ledger.runs() if "test_accuracy_best_epoch" in r.metrics]
         assert {r.purpose for r in peeked} == {"as_published", "fixed"}
         assert all(r.metrics["test_accuracy_best_epoch"] >= r.metrics["test_accuracy"] for r in peeked)
