@@ -23,6 +23,7 @@ from search.payload import TRAIN, Payload, load_trainable, threads, trial_config
 from search.prepare import Prepared
 from search.progress import Progress
 from search.selection import candidates, fair_limit, search_spend, select, within
+from search.weights import pack_name
 from spaces import Published, Study
 from trainables.artefacts import write_atomically
 from trainables.datasets import Rows
@@ -110,11 +111,6 @@ def train_to_end(
         }
         for i, replicate in enumerate(job.replicates)
     ]
-
-
-def pack_name(job: Any, first_replicate: int) -> str:
-    """The file name under `models/` of a pack's weights; `job` may be a Job or a RunRecord."""
-    return f"{job.purpose}-{job.arm}-{job.subsearch}-{job.fit}-{first_replicate}"
 
 
 def reevaluation_jobs(study: Study, ledger: Ledger) -> list[Job]:

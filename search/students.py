@@ -7,10 +7,9 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from search import families, seeds
-from search.confirm import pack_name
+from search import families
 from search.ledger import Ledger, RunRecord
-from search.selection import deployed, select
+from search.weights import to_deploy
 from spaces import BadInput, Study, load_study, nearest
 
 
@@ -52,39 +51,5 @@ def find(run: Path, arm: str) -> Confirmed:
             f"{arm} is its teachers alone, which train no student; those with one are {', '.join(with_student)}"
         )
     with Ledger.open(run) as ledger:
-        own = _confirmed(run, study, arm, ledger)
-    ranked = sorted(own, key=lambda r: (r.metrics[f"test_{study.metric}"], r.replicate))
-    median = ranked[(len(ranked) - 1) // 2]
-    for first in range(median.replicate, min(r.replicate for r in own) - 1, -1):
-        path = run / "models" / f"{pack_name(median, first)}.safetensors"
-        if path.is_file():
-            return Confirmed(study, arm, median, len(own), load_file(path), median.replicate - first, path)
-    raise BadInput(
-        f"the weights of {arm} are not in {run / 'models'}: the confirmed students have been cleaned away, or the run "
-        "was copied without them. Copy the folder from where the sweep ran, or repeat the sweep"
-    )
-
-
-def _confirmed(run: Path, study: Study, arm: str, ledger: Ledger) -> list[RunRecord]:
-    """The confirmed seeds of the arm's one configuration to deploy that have not diverged."""
-    hint = f"finish it with `distune resume {run}`"
-    if study.arms[arm].kind == "fixed":
-        alike = [r for r in ledger.runs() if r.arm == arm and r.config == study.arms[arm].default]
-        own = [r for r in alike if r.purpose in ("fixed", "as_published") and r.fit == study.confirm_on]
-    else:
-        confirmed = [r for r in ledger.runs("tuned") if r.arm == arm and r.fit == study.confirm_on]
-        if not confirmed:
-            raise BadInput(f"{arm} has not been confirmed in {run} yet: {hint}")
-        chosen = select(study, ledger)
-        own = []
-        if any(key[0] == arm for key in chosen):  # none is while an arm that was added has spent nothing
-            winner = deployed(chosen, arm).candidate
-            used = seeds.of_confirmation(study, arm, winner.subsearch, ledger.round)
-            own = [r for r in confirmed if r.trial == winner.trial and r.replicate in used]
-    if not own:
-        again = " again" if study.arms[arm].kind == "searched" else ""
-        raise BadInput(f"{arm} has not been confirmed{again} in {run} yet: {hint}")
-    usable = [r for r in own if r.metrics.get(f"test_{study.metric}") is not None]
-    if not usable:
-        raise BadInput(f"every confirmed seed of {arm} has diverged: there is no student to deploy")
-    return usable
+        weights = to_deploy(run, study, arm, ledger)
+    return Confirmed(study, arm, weights.record, weights.seeds, load_file(weights.path), weights.place, weights.path)

@@ -30,6 +30,7 @@ from search.ledger import Ledger
 from search.progress import Progress
 from search.selection import search_spend
 from search.students import load_student
+from search.weights import pack_name
 from spaces import A_A_CONTROL, BASELINE, BadInput, Extension, adjust, extended, load_study
 from tests.chaos.checks import lost, tables_of
 from tests.made_ledgers import add_trial, small_study
@@ -125,7 +126,7 @@ class Made:
             "scaling.mean": torch.zeros(3),
             "scaling.scale": torch.ones(3),
         }
-        save_file(weights, self.run / "models" / f"{confirm.pack_name(job, job.replicates[0])}.safetensors")
+        save_file(weights, self.run / "models" / f"{pack_name(job, job.replicates[0])}.safetensors")
         for replicate in job.replicates:
             right = self.correct(job, replicate)
             ledger.finish_run(

@@ -119,6 +119,11 @@ def test_the_run_of_the_sweep_holds_the_comparison(swept):
     assert told.tags == ("study", "tiny", "full")
     (kept,) = [artifact for artifact in told.artifacts if artifact.type == "study"]
     assert "study.yaml" in [entry.path for entry in kept.manifest.contents]
+    students = [(a.name.split("-")[-1], *a.aliases) for a in told.artifacts if a.type == "model"]
+    published = [("hard_labels", "as-published"), ("kd", "as-published")]
+    assert sorted(students) == sorted([(arm["arm"], "best") for arm in result["arms"]] + published)
+    packs = [entry for a in told.artifacts if a.type == "model" for entry in a.manifest.contents]
+    assert {Path(entry.local_path).is_relative_to(folder) for entry in packs} == {True}
 
 
 def test_wandbs_own_reader_takes_the_files(swept):

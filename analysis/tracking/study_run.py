@@ -5,14 +5,15 @@ It is made in a process that goes again: the comparison needs scipy, and wandb's
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from analysis.tracking.contents import STUDY, Content, Contents, Files, Row
 from analysis.tracking.folders import Folders
 from search.ledger import Ledger
-from spaces import load_study
+from search.weights import as_published, to_deploy
+from spaces import BadInput, load_study
 
 Json = dict[str, Any]
 JUDGED = ["delta", "delta_low", "delta_high", "p_adjusted", "verdict"]
@@ -69,10 +70,30 @@ def of_sweep(contents: Contents, ledger: Ledger, run: Path, result: Json, words:
         summary={"sweep_id": contents.sweep, **_summary(result)},
         final=bool(result["complete"]),
         notes=" ".join(words),
-        files=(Files(f"study-{contents.sweep}", "study", files, ("latest",)),),
+        files=(Files(f"study-{contents.sweep}", "study", files, ("latest",)), *_students(contents, ledger, run)),
         tables={name: table for name, table in tables.items() if table[1]},
         charts={"tuned_arms": ("ablation", "arm", "tuned"), "seed_epochs": ("budget", "arm", "seed_epochs")},
     )
+
+
+def _students(contents: Contents, ledger: Ledger, run: Path) -> Iterator[Files]:
+    """The confirmed student of each arm: the pack with the median seed, as it lies in `RUN/models`."""
+    for arm in contents.study.arms:
+        for alias, which in (("best", to_deploy), ("as-published", as_published)):
+            try:
+                found = which(run, contents.study, arm, ledger)
+            except BadInput:  # not confirmed, no student, or its weights are gone
+                continue
+            about = {
+                "config": found.record.config,
+                "metrics": found.record.metrics,
+                "seed": found.record.replicate,
+                "place_in_pack": found.place,
+                "median_of": found.seeds,
+                "ready_to_deploy": f"distune export RUN --arm {arm} --to DIR",
+            }
+            paths = {"pack.safetensors": found.path}
+            yield Files(f"student-{contents.sweep}-{arm}", "model", paths, (alias,), about)
 
 
 def main() -> None:
