@@ -164,7 +164,7 @@ def _origin(facts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     yield "run", f"fingerprint {run['fingerprint']}, seed {run['seed']}"
     yield "trial", f"{run['trial'] or 'none: a fixed configuration'}, confirmation seed {run['confirmation_seed']}"
     yield "fitted on", f"{facts['fit']['rows']:,} rows of {facts['fit']['rows_of']}"
-    yield "data", ", ".join(f"{name} {value}" for name, value in facts["data"].items() if name != "path")
+    yield "data", ", ".join(f"{name} {value}" for name, value in facts["data"].items())
     yield "distune", facts["distune"]
 
 

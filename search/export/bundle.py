@@ -199,7 +199,9 @@ def _write(
         "output": graphs.LOGIT if student.columns else graphs.LOGITS,
         "teachers": list(student.teachers.names) if student.teachers else [],
         "hyperparameters": record.config,
-        "data": {k: v for k, v in asdict(study.data).items() if v is not None},
+        "data": {
+            k: Path(v).name if k in ("path", "root") else v for k, v in asdict(study.data).items() if v is not None
+        },
         "fit": {"rows_of": record.fit, "rows": len(dataset.fit_rows(record.fit)), "epochs": record.epochs},
         "run": {
             "fingerprint": hashlib.sha256(identity).hexdigest()[:16],

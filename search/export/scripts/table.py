@@ -34,9 +34,10 @@ def number(cell: str) -> float:
 
 
 def inputs(path: str) -> dict[str, Any]:
-    columns = json.loads((HERE / "config.json").read_text(encoding="utf-8"))["inputs"]
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+    config = json.loads((HERE / "config.json").read_text(encoding="utf-8"))
+    columns, encoding = config["inputs"], config["data"].get("encoding", "utf-8")
+    with open(path, newline="", encoding="utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding) as file:
+        rows = list(csv.DictReader(file, delimiter=config["data"].get("delimiter", ",")))
     return {
         c["input"]: np.array([text(r[c["column"]], c) if c["categories"] else number(r[c["column"]]) for r in rows])
         for c in columns
