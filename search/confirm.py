@@ -241,7 +241,7 @@ def _run(
     tasks = {
         train_to_end.options(**options).remote(
             job,
-            prepared.by_fit[job.fit],
+            prepared.by_fit[job.fit] if job.judge else prepared.search,
             judged[job.fit] if job.judge else None,
             str(students) if students is not None and job.judge else None,
             epoch_timeout,

@@ -17,9 +17,14 @@ from trainables.datasets import Dataset, Rows, load
 
 @dataclass(frozen=True)
 class Prepared:
-    """References to what the phases share. by_fit: the payload to train on `train`, or on `train+validation`."""
+    """References to what the phases share.
+
+    search: the payload of the search and its re-evaluation, with one teacher set. by_fit: those of the confirmation, on
+    `train` or on `train+validation`; replicate r learns from the teacher set r mod their number.
+    """
 
     dataset: Any
+    search: Any
     by_fit: dict[str, Any]
 
 

@@ -146,7 +146,7 @@ def _phases(
         state = SearchState(study, ledger, seed)
         with _stops_on_signal(state, tuning.stopping_marker(run), progress):
             tune_resources = {"cpu": options.cpus_per_trial, "gpu": options.gpus_per_trial}
-            payload, limit = prepared.by_fit[TRAIN], options.epoch_timeout
+            payload, limit = prepared.search, options.epoch_timeout
             tuning.search(state, payload, tune_resources, concurrent, run, limit, progress)
         if state.failure:
             raise SweepFailed(state.failure)
@@ -184,12 +184,10 @@ def _prepare(study: Study, ledger: Ledger, seed: int, resources: dict[str, float
             _refuse_other_rows(ledger, built)
             ledger.teacher(**about)
         confirm_sets = [outputs[study.confirm_on, k] for k in range(study.confirm_teachers)]
-        by_fit = {
-            study.confirm_on: prepare.make_payload.remote(study, seed, dataset, study.confirm_on, *confirm_sets),
-            TRAIN: prepare.make_payload.remote(study, seed, dataset, TRAIN, outputs[TRAIN, 0]),
-        }
-        ray.get(prepare.audit_first_step.remote(by_fit[TRAIN]))
-    return Prepared(dataset, by_fit)
+        searched = prepare.make_payload.remote(study, seed, dataset, TRAIN, outputs[TRAIN, 0])
+        confirmed = prepare.make_payload.remote(study, seed, dataset, study.confirm_on, *confirm_sets)
+        ray.get(prepare.audit_first_step.remote(searched))
+    return Prepared(dataset, searched, {TRAIN: searched} | {study.confirm_on: confirmed})
 
 
 def _refuse_other_rows(ledger: Ledger, built: TeacherBuilt) -> None:
