@@ -25,7 +25,9 @@ bench: install  ## minutes: the slow acceptance tests and the side-by-side figur
 	$(BIN)/python -m tests.benchmarks.report_size --trials 10000 --json
 	$(BIN)/python -m tests.benchmarks.search_quality --repeats 50 --json
 	$(BIN)/python -m tests.benchmarks.calibration --sweeps 1000 --json
+	$(BIN)/python -m tests.benchmarks.wandb_overhead --repeats 3 --json
 	$(BIN)/python -m tests.chaos.kill_and_resume --kills 20 --json
+	$(BIN)/python -m tests.chaos.kill_the_export --kills 10 --json
 
 lint: install
 	$(BIN)/ruff check .

@@ -22,6 +22,7 @@ Mode = Literal["offline", "online", "off"]
 MODES = ("offline", "online", "off")
 _OF_WANDB = {"disabled": "off", "dryrun": "offline", "run": "online", "shared": "online"}  # other names of WANDB_MODE
 PROJECT_LENGTH = 128
+BEGUN_AGAIN = 20  # times that an exporter that was killed is begun again, of one sweep
 LEAVE_AFTER_S = 20.0  # what is left to export of a sweep that was stopped waits for `distune wandb`
 
 
@@ -58,68 +59,73 @@ def following(run: Path, mode: Mode, say: Callable[[str], None]) -> Iterator[Non
         yield
         return
     project_of(run.name)
-    exporter = _start(run, mode)
-    listener = threading.Thread(target=_listen, args=(exporter, say), daemon=True)
-    listener.start()
+    exporter = _Exporter(run, mode, say)
     whole = False
     try:
         yield
         whole = True
     finally:
-        _end(exporter, listener, run, whole, say)
+        exporter.finish(None if whole else LEAVE_AFTER_S)
 
 
 def export(run: Path, mode: Mode, say: Callable[[str], None]) -> bool:
     """Export all of the run that has not been yet, and wait for it; False if some of it could not be."""
     project_of(run.name)
-    exporter = _start(run, mode)
-    _tell(exporter, "export")
-    with contextlib.suppress(KeyboardInterrupt):
-        _listen(exporter, say)
-    return exporter.wait() == 0
+    return _Exporter(run, mode, say).finish(None)
 
 
-def _start(run: Path, mode: Mode) -> "subprocess.Popen[str]":
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = "from analysis.tracking.exporter import main; main()"
-    return subprocess.Popen(
-        [sys.executable, "-P", "-c", command, str(run.absolute()), mode],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": path},
-        start_new_session=True,  # Ctrl-C is for the sweep
-    )
+class _Exporter:
+    """The process, begun again where it was killed, and what it says, one JSON string a line."""
 
+    def __init__(self, run: Path, mode: Mode, say: Callable[[str], None]) -> None:
+        self._run, self._mode, self._say = run, mode, say
+        self._no_more = False
+        self._process = self._start()
+        self._watching = threading.Thread(target=self._watch, daemon=True)
+        self._watching.start()
 
-def _tell(exporter: "subprocess.Popen[str]", word: str) -> None:
-    assert exporter.stdin is not None
-    with contextlib.suppress(OSError):  # it has gone
-        print(word, file=exporter.stdin, flush=True)
+    def finish(self, seconds: float | None) -> bool:
+        """Let it export what is left; False if that could not be done, or not in so many seconds."""
+        self._no_more = True
+        self._tell_that_no_more_comes()
+        with contextlib.suppress(KeyboardInterrupt):
+            self._watching.join(seconds)
+        if self._watching.is_alive():
+            self._process.terminate()
+            self._say(f"W&B: the export has not ended; go on with it: distune wandb {self._run}")
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError):
+                pipe.close()  # type: ignore[union-attr]
+        return self._process.wait() == 0
 
+    def _start(self) -> "subprocess.Popen[str]":
+        root = str(Path(__file__).resolve().parents[2])
+        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        command = "from analysis.tracking.exporter import main; main()"
+        return subprocess.Popen(
+            [sys.executable, "-P", "-c", command, str(self._run.absolute()), self._mode],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": path},
+            start_new_session=True,  # Ctrl-C is for the sweep
+        )
 
-def _listen(exporter: "subprocess.Popen[str]", say: Callable[[str], None]) -> None:
-    """Say what the exporter says, one JSON string a line."""
-    assert exporter.stdout is not None
-    for line in exporter.stdout:
-        with contextlib.suppress(ValueError):
-            say(f"W&B: {json.loads(line)}")
+    def _tell_that_no_more_comes(self) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):  # it has gone
+            print("export", file=self._process.stdin, flush=True)
 
-
-def _end(
-    exporter: "subprocess.Popen[str]", listener: threading.Thread, run: Path, whole: bool, say: Callable[[str], None]
-) -> None:
-    assert exporter.stdin is not None
-    _tell(exporter, "export")
-    with contextlib.suppress(OSError):
-        exporter.stdin.close() if not whole else None
-    try:
-        exporter.wait(None if whole else LEAVE_AFTER_S)
-    except (KeyboardInterrupt, subprocess.TimeoutExpired):
-        exporter.terminate()
-        say(f"W&B: the export has not ended; go on with it: distune wandb {run}")
-    listener.join(timeout=2)
-    for pipe in (exporter.stdin, exporter.stdout):
-        with contextlib.suppress(OSError):
-            pipe.close()  # type: ignore[union-attr]
+    def _watch(self) -> None:
+        for again in range(BEGUN_AGAIN + 1):
+            assert self._process.stdout is not None
+            for line in self._process.stdout:
+                with contextlib.suppress(ValueError):
+                    self._say(f"W&B: {json.loads(line)}")
+            if self._process.wait() >= 0 or again == BEGUN_AGAIN:
+                return
+            if not again:
+                self._say("W&B: the exporter was killed; another goes on from where it stood")
+            self._process = self._start()
+            if self._no_more:
+                self._tell_that_no_more_comes()
