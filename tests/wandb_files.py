@@ -90,8 +90,14 @@ def differences(run: Path, found: dict[str, Found] | None = None) -> list[str]:
                 wrong.append(f"{trial.trial}: rows {[s for s, _ in told.rows]}, epochs {[e.epoch for e in epochs]}")
                 continue
             for (_, row), epoch in zip(told.rows, epochs, strict=True):
-                own = [a for a in audits if a["trial"] == trial.trial and max(1, a["epoch"]) == epoch.epoch]
+                own = [a for a in audits if a["trial"] == trial.trial and a["epoch"] == epoch.epoch]
                 wrong += [f"{trial.trial} epoch {epoch.epoch}: {w}" for w in _cells(row, epoch, own, study.val_metric)]
+        for a in [a for a in audits if a["epoch"] == 0]:
+            told = by_name[a["trial"]].summary if a["trial"] in by_name else {}
+            for what in ("norm", "share", "cosine"):
+                key = f"first_step/{a['term']}/{what}"
+                if a[what] is not None and not _same(told.get(key), a[what]):
+                    wrong.append(f"{a['trial']}: {key} is {told.get(key)}, not {a[what]}")
         seeds = [r for r in ledger.runs() if r.purpose != "reevaluation"]
         confirmed = [f for f in found.values() if f.job_type == "confirm"]
         if len(confirmed) != len(seeds):
@@ -127,10 +133,9 @@ def _cells(row: dict[str, Any], epoch: Any, audits: list[dict[str, Any]], val_me
                 spread = math.fsum((v - expected[name]) ** 2 for v in values) / (len(values) - 1)
                 expected[f"{name}_se"] = math.sqrt(spread / len(values))
     for a in audits:
-        where = "first_step" if a["epoch"] == 0 else "gradient"
-        for what in ("norm", "share", "cosine", "weight"):
+        for what in ("norm", "share", "cosine"):
             if a[what] is not None:
-                expected[f"{where}/{a['term']}/{what}"] = a[what]
+                expected[f"gradient/{a['term']}/{what}"] = a[what]
     wrong = [f"{k} is {row.get(k)}, not {v}" for k, v in expected.items() if not _same(row.get(k), v)]
     wrong += [f"{k} is too much" for k in row if k not in expected]
     if math.isfinite(epoch.score) and not _same(row.get(val_metric), epoch.score):

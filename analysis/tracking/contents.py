@@ -94,10 +94,13 @@ class Contents:
         """A trial, with the epochs that it has reported; `end` is None while it runs."""
         epochs = self._ledger.epochs(trial=trial.trial)
         audits: dict[int, Row] = {}
+        first_step: Row = {}
         for a in self._ledger.audits(trial.trial):
-            where = "first_step" if a["epoch"] == 0 else "gradient"
-            told = {f"{where}/{a['term']}/{what}": a[what] for what in ("norm", "share", "cosine", "weight")}
-            audits.setdefault(max(1, a["epoch"]), {}).update(told)
+            told = {what: a[what] for what in ("norm", "share", "cosine")}
+            if a["epoch"] == 0:
+                first_step |= {f"first_step/{a['term']}/{what}": value for what, value in told.items()}
+            else:
+                audits.setdefault(a["epoch"], {}).update({f"gradient/{a['term']}/{w}": v for w, v in told.items()})
         rows = [_row(e, audits.get(e.epoch, {})) for e in epochs]
         last = next((e for e in reversed(epochs) if end is None or e.epoch <= end.epoch), None)
         rungs = [e.epoch for e in epochs if e.epoch in self.study.budget.rungs]
@@ -112,6 +115,7 @@ class Contents:
             "seed_epochs": sum(e.seeds for e in epochs),
             "total_seconds": sum(e.seconds for e in epochs),
             "selected_by": self.study.val_metric,
+            **_numbers(first_step),
         }
         if last is not None:
             summary |= _numbers({"score": last.score, "score_se": last.se})
