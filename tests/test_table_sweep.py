@@ -2,16 +2,25 @@
 
 import subprocess
 import sys
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
 import distune
+from search.export import bundle
+from search.export.modules import blend_of
 from search.ledger import Ledger
+from search.payload import build_teacher
+from search.students import Confirmed
+from search.weights import pack_name
 from tests.test_sweep import assert_whole, run
+from trainables.datasets import load
 
 SEARCHED = ["hard_labels", "hard_labels_again", "kd_uniform", "attention_student", "attention_blend", "uniform_blend"]
 FIXED = ["uniform_mix", "logistic_stack", "as_printed", "xgboost", "logistic_regression"]
@@ -195,3 +204,29 @@ def test_an_audit_of_a_table_study_shows_terms_that_train_the_gate(table):
     gate = [r for r in rows if r["arm"] == "attention_student" and r["term"] == "mix_ce"]
     assert gate
     assert all(r["norm"] > 0 and r["share"] is None and r["status"] == "trains the gate" for r in gate)
+
+
+def test_every_confirmed_blend_has_learned_from_its_own_replicates_teachers(finished):
+    """Replicate r has the teacher set r mod `confirm_teachers`: with another one it would not say what it said."""
+    out, _ = finished
+    study = distune.load_study(out / "study.yaml")
+    dataset = load(asdict(study.data))
+    with Ledger.open(out) as ledger:
+        records = [r for r in ledger.runs("tuned") if (r.arm, r.fit) == ("uniform_blend", "train")]
+        stored = ledger.predictions(records, "test")
+        seed = ledger.meta["seed"]
+    teachers = [build_teacher(study, seed, dataset, "train", k) for k in range(study.confirm_teachers)]
+    nearest = {}
+    for record, logits in zip(records, stored, strict=True):
+        first = min(r.replicate for r in records if r.subsearch == record.subsearch)
+        path = out / "models" / f"{pack_name(record, first)}.safetensors"
+        found = Confirmed(study, record.arm, record, 1, load_file(path), record.replicate - first, path)
+        apart = []
+        for fitted in teachers:
+            blend, about = blend_of(found, torch.from_numpy(fitted.platt))
+            predict = bundle._torch_of(bundle.Student(blend, about, (), fitted))
+            apart.append(float(np.abs(predict(dataset.test.x) - logits).max()))
+        assert min(apart) < 1e-3
+        nearest[record.replicate] = int(np.argmin(apart))
+    assert {r % 2 for r in nearest} == {0, 1}
+    assert nearest == {r: r % 2 for r in nearest}
