@@ -60,12 +60,15 @@ def following(run: Path, mode: Mode, say: Callable[[str], None]) -> Iterator[Non
         return
     project_of(run.name)
     exporter = _Exporter(run, mode, say)
-    whole = False
     try:
         yield
-        whole = True
-    finally:
-        exporter.finish(None if whole else LEAVE_AFTER_S)
+    except BadInput:  # nothing was begun, and what may lie there is another's
+        exporter.leave()
+        raise
+    except BaseException:
+        exporter.finish(LEAVE_AFTER_S)
+        raise
+    exporter.finish(None)
 
 
 def export(run: Path, mode: Mode, say: Callable[[str], None]) -> bool:
@@ -79,7 +82,7 @@ class _Exporter:
 
     def __init__(self, run: Path, mode: Mode, say: Callable[[str], None]) -> None:
         self._run, self._mode, self._say = run, mode, say
-        self._no_more = False
+        self._no_more = self._killed = False
         self._process = self._start()
         self._watching = threading.Thread(target=self._watch, daemon=True)
         self._watching.start()
@@ -91,12 +94,18 @@ class _Exporter:
         with contextlib.suppress(KeyboardInterrupt):
             self._watching.join(seconds)
         if self._watching.is_alive():
-            self._process.terminate()
             self._say(f"W&B: the export has not ended; go on with it: distune wandb {self._run}")
+        return self.leave() == 0
+
+    def leave(self) -> int:
+        """End it where it is; its exit status."""
+        self._no_more, self._killed = True, True
+        self._process.terminate()
+        self._watching.join(5)
         for pipe in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(OSError):
                 pipe.close()  # type: ignore[union-attr]
-        return self._process.wait() == 0
+        return self._process.wait()
 
     def _start(self) -> "subprocess.Popen[str]":
         root = str(Path(__file__).resolve().parents[2])
@@ -122,7 +131,7 @@ class _Exporter:
             for line in self._process.stdout:
                 with contextlib.suppress(ValueError):
                     self._say(f"W&B: {json.loads(line)}")
-            if self._process.wait() >= 0 or again == BEGUN_AGAIN:
+            if self._process.wait() >= 0 or self._killed or again == BEGUN_AGAIN:
                 return
             if not again:
                 self._say("W&B: the exporter was killed; another goes on from where it stood")
