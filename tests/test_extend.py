@@ -707,6 +707,7 @@ def test_an_added_arm_gets_the_whole_budget_and_the_others_not_one_trial(finishe
     assert (result["alpha"], looks_noted(result)) == (0.05, [])
 
 
+@pytest.mark.slow
 def test_an_extension_that_was_killed_can_be_cleaned_and_resumed_to_its_end(finished, copied, monkeypatch, capsys):
     with Ledger.open(copied) as ledger:
         ended = len(ledger.ends())

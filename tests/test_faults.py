@@ -494,6 +494,7 @@ def fill(disk):
     return filler
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_search_and_confirmation_and_nothing_that_was_finished_is_lost(small_disk, tmp_path):
     out = small_disk / "run"
     ended, confirmed = {}, []
