@@ -17,7 +17,7 @@ import json
 import sqlite3
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -86,8 +86,10 @@ def sweep(
     folder = Path(out) if out is not None else path.default_run_folder(adjusted.name)
     options = path.Options(cpus_per_trial, gpus_per_trial, max_concurrent, address, verbose, epoch_timeout)
     progress = Progress(quiet)
-    with tracking.following(folder, tracking.chosen_mode(wandb), progress.say):
+    with tracking.following(folder, tracking.chosen_mode(wandb), progress.say) as no_more_comes:
         path.start(adjusted, folder, seed, options, progress)
+        no_more_comes()
+        _write_report(Run(folder), progress.say)
     return Run(folder)
 
 
@@ -347,8 +349,10 @@ def resume(run: RunArgument, force: Force = False, wandb: Wandb = None, as_json:
     from search.sweep import resume as go_on
 
     progress = Progress()
-    with _leaving(run), tracking.following(run, tracking.chosen_mode(wandb), progress.say):
+    with _leaving(run), tracking.following(run, tracking.chosen_mode(wandb), progress.say) as no_more_comes:
         go_on(run, progress, force)
+        no_more_comes()
+        _write_report(opened, progress.say)
     _finish(opened, as_json)
 
 
@@ -385,8 +389,10 @@ def extend(
     from spaces import Extension
 
     added, progress = tuple(a for a in (arms or "").split(",") if a), Progress()
-    with _leaving(run), tracking.following(run, tracking.chosen_mode(wandb), progress.say):
+    with _leaving(run), tracking.following(run, tracking.chosen_mode(wandb), progress.say) as no_more_comes:
         give_more(run, Extension(confirm_seeds, seed_epochs, added, source), progress, force)
+        no_more_comes()
+        _write_report(opened, progress.say)
     _finish(opened, as_json)
 
 
@@ -599,12 +605,16 @@ def _show(run: Run, as_json: bool) -> None:
 
 def _finish(run: Run, as_json: bool) -> None:
     _show(run, as_json)
+    print(f"run folder: {run.path}  (again: distune compare {run.path})", file=sys.stderr)
+
+
+def _write_report(run: Run, say: Callable[[str], None]) -> None:
+    """The page of a sweep that has ended. It is whole without one, so nothing that goes wrong here stops it."""
     try:
         _draw_maps(run.path, again=True)
-        print(f"report: {run.report()}", file=sys.stderr)
-    except Exception as error:  # the sweep is whole without its report
-        print(f"warning: no report, {type(error).__name__}: {error}", file=sys.stderr)
-    print(f"run folder: {run.path}  (again: distune compare {run.path})", file=sys.stderr)
+        say(f"report: {run.report()}")
+    except Exception as error:
+        say(f"warning: no report, {type(error).__name__}: {error}")
 
 
 def _draw_maps(run: Path, again: bool) -> None:

@@ -49,19 +49,20 @@ def project_of(study: str) -> str:
 
 
 @contextlib.contextmanager
-def following(run: Path, mode: Mode, say: Callable[[str], None]) -> Iterator[None]:
+def following(run: Path, mode: Mode, say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
     """Export the run while the sweep goes on, in a process of its own, and what is left at its end.
 
-    Nothing that happens to that process can stop the sweep: what goes wrong is said once, and `distune wandb` goes on.
-    Raises BadInput, before anything starts, for a project that W&B would refuse.
+    Call what comes back when no more is to come, if there is something else to do until the export has ended. Nothing
+    that happens to that process can stop the sweep: what goes wrong is said once, and `distune wandb` goes on. Raises
+    BadInput, before anything starts, for a project that W&B would refuse.
     """
     if mode == "off":
-        yield
+        yield lambda: None
         return
     project_of(run.name)
     exporter = _Exporter(run, mode, say)
     try:
-        yield
+        yield exporter.no_more_comes
     except BadInput:  # nothing was begun, and what may lie there is another's
         exporter.leave()
         raise
@@ -89,8 +90,7 @@ class _Exporter:
 
     def finish(self, seconds: float | None) -> bool:
         """Let it export what is left; False if that could not be done, or not in so many seconds."""
-        self._no_more = True
-        self._tell_that_no_more_comes()
+        self.no_more_comes()
         with contextlib.suppress(KeyboardInterrupt):
             self._watching.join(seconds)
         if self._watching.is_alive():
@@ -120,7 +120,9 @@ class _Exporter:
             start_new_session=True,  # Ctrl-C is for the sweep
         )
 
-    def _tell_that_no_more_comes(self) -> None:
+    def no_more_comes(self) -> None:
+        """Let it make what comes last: the sweep's own run, the workspace and the report."""
+        self._no_more = True
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):  # it has gone
             print("export", file=self._process.stdin, flush=True)
@@ -137,4 +139,4 @@ class _Exporter:
                 self._say("W&B: the exporter was killed; another goes on from where it stood")
             self._process = self._start()
             if self._no_more:
-                self._tell_that_no_more_comes()
+                self.no_more_comes()

@@ -223,9 +223,10 @@ def _row(epoch: EpochRecord, audits: Row) -> Row:
     for name, values in epoch.metrics.items():
         finite = [v for v in values if v is not None]
         if finite and len(finite) == len(values):
-            row[name] = statistics.fmean(finite)
+            row[name] = mean = statistics.fmean(finite)
             if len(finite) > 1:
-                row[f"{name}_se"] = statistics.stdev(finite) / math.sqrt(len(finite))
+                spread = math.fsum((v - mean) ** 2 for v in finite)
+                row[f"{name}_se"] = math.sqrt(spread / (len(finite) - 1) / len(finite))
     return _numbers(row) | _numbers(audits)
 
 

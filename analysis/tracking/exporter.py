@@ -69,8 +69,8 @@ class Exporter:
             if cut and last:
                 yield from self.update(last)
                 return
-        if last:
-            self._make_views()
+        if self.online and last:
+            self._save_views()
 
     def _see_revision(self) -> None:
         """`distune extend` may have changed the study since."""
@@ -115,20 +115,18 @@ class Exporter:
                 if content.rows and self.folders.differs(content.id, content.digest):
                     yield content
 
-    def _make_views(self) -> None:
-        """The workspace and the report. The runs are there without them."""
-        mode = "online" if self.online else "offline"
-        given = (str(self.run), self.project, self.entity or "", mode)
+    def _save_views(self) -> None:
+        """The workspace and the report on the server. The runs are there without them."""
+        given = (str(self.run), self.project, self.entity or "")
         try:
-            _in_a_process("views import main; main", *given, given=self._judgement)
+            _in_a_process("views import save; save", *given, given=self._judgement)
         except RuntimeError as error:
             traceback.print_exc()
             why = str(error).strip().splitlines()[-1]
-            _say(f"the workspace and the report could not be {'saved' if self.online else 'made'}: {why}")
+            _say(f"the workspace and the report could not be saved: {why}")
             return
-        if self.online:
-            saved = json.loads((self.run / FOLDER / SAVED_VIEWS).read_text(encoding="utf-8"))
-            _say("workspace {}, report {}".format(*saved["urls"]))
+        saved = json.loads((self.run / FOLDER / SAVED_VIEWS).read_text(encoding="utf-8"))
+        _say("workspace {}, report {}".format(*saved["urls"]))
 
     def _send(self) -> bool:
         """Upload what is written; whether some of it had been broken off, the rest of which is due again."""
@@ -193,7 +191,7 @@ def main() -> None:
     """Follow the run folder `sys.argv[1]` in the mode `sys.argv[2]`."""
     run, mode = Path(sys.argv[1]), sys.argv[2]
     parent = _Parent()
-    os.nice(19)
+    _give_way()
     while not (run / FILE).exists():
         parent.listen(FOLLOW_S / 4)
         if parent.dead or parent.ended:
@@ -210,6 +208,19 @@ def main() -> None:
             sys.stderr.flush()
             _begin_again(error, parent)
             sys.exit(1)
+
+
+def _give_way() -> None:
+    """Run, with all that is begun from here, on what the sweep leaves idle.
+
+    Linux shares the processor between sessions first, and this one has a session of its own.
+    """
+    os.nice(19)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/autogroup").write_text("19")
+    if hasattr(os, "SCHED_IDLE"):
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _set_up_wandb(staging: Path) -> None:

@@ -1,6 +1,7 @@
 """The W&B run of the whole sweep: the ablation table with its verdicts, budgets, study.yaml, code and packages.
 
-It is made in a process that goes again: the comparison needs scipy, and wandb's tables need pandas.
+It is made, with the workspace and the report, in a process that goes again: the comparison needs scipy, and wandb's
+tables need pandas.
 """
 
 import json
@@ -58,7 +59,7 @@ def of_sweep(contents: Contents, ledger: Ledger, run: Path, result: Json, words:
         "reevaluation": (["arm", "subsearch", "trial", "seed", study.val_metric], again),
         "verdicts": (["sentence"], [[line] for line in [*words, *result["notes"]]]),
     }
-    files = {"study.yaml": run / "study.yaml"} | ({"report.html": r} if (r := run / "report.html").is_file() else {})
+    files = {"study.yaml": run / "study.yaml"}
     return Content(
         id=contents.id(STUDY),
         name=study.name,
@@ -100,6 +101,7 @@ def main() -> None:
     """Write it, of the run folder, project and entity in `sys.argv`; prints the comparison and its conclusions."""
     from analysis.comparison import compare
     from analysis.tables import conclusions
+    from analysis.tracking import views
     from analysis.tracking.writer import write
 
     run, project, entity = Path(sys.argv[1]), sys.argv[2], sys.argv[3] or None
@@ -110,6 +112,7 @@ def main() -> None:
         content = of_sweep(contents, ledger, run, result, words)
         if folders.differs(content.id, content.digest):
             write(content, folders, project, entity)
+    views.make(run, project, result, words)
     json.dump([result, words], sys.stdout)
 
 

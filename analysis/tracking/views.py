@@ -23,22 +23,32 @@ Json = dict[str, Any]
 PANELS_A_ROW, WIDTH, HEIGHT = 2, 24, 8  # W&B's grid is 24 wide
 
 
-def make(run: Path, project: str, entity: str, result: Json, words: list[str], online: bool) -> None:
-    """Write both as JSON under RUN/wandb and, online, save them on the server, over what was saved before."""
-    with Ledger.open(run) as ledger:
-        study = load_study(run / "study.yaml")
-        sweep = Contents(study, ledger).sweep
-    workspace = of_workspace(study, project, entity, sweep)
-    report = of_report(study, project, entity, sweep, result, words)
-    folder = run / FOLDER
+def make(run: Path, project: str, result: Json, words: list[str]) -> None:
+    """Write both as JSON under RUN/wandb."""
+    workspace, report = _views(run, project, "", result, words)  # with an entity the server would be asked for it
     for name, view in ((WORKSPACE, workspace), (REPORT, report)):
         model = view._to_model()  # the only way to the JSON without a server
-        (folder / name).write_text(model.model_dump_json(by_alias=True, exclude_none=True, indent=1), encoding="utf-8")
-    if online:
-        _save(folder / SAVED_VIEWS, workspace, report)
+        text = model.model_dump_json(by_alias=True, exclude_none=True, indent=1)
+        (run / FOLDER / name).write_text(text, encoding="utf-8")
 
 
-def _save(path: Path, workspace: ws.Workspace, report: wr.Report) -> None:
+def _views(run: Path, project: str, entity: str, result: Json, words: list[str]) -> tuple[ws.Workspace, wr.Report]:
+    study = load_study(run / "study.yaml")
+    with Ledger.open(run) as ledger:
+        sweep = Contents(study, ledger).sweep
+    return of_workspace(study, project, entity, sweep), of_report(study, project, entity, sweep, result, words)
+
+
+def save() -> None:
+    """Save both on the server, over what was saved before. `sys.argv`: run folder, project, entity or nothing.
+
+    What `study_run` prints comes by standard input.
+    """
+    import wandb
+
+    run, project, entity = Path(sys.argv[1]), sys.argv[2], sys.argv[3] or str(wandb.Api().default_entity)
+    workspace, report = _views(run, project, entity, *json.load(sys.stdin))
+    path = run / FOLDER / SAVED_VIEWS
     saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     workspace._internal_name, workspace._internal_id = saved.get("workspace", ("", ""))
     report.id = saved.get("report", "")
@@ -188,16 +198,3 @@ def _budget() -> list[Any]:
 def _place(number: int) -> wr.Layout:
     width = WIDTH // PANELS_A_ROW
     return wr.Layout(x=number % PANELS_A_ROW * width, y=number // PANELS_A_ROW * HEIGHT, w=width, h=HEIGHT)
-
-
-def main() -> None:
-    """`sys.argv`: run folder, project, entity or nothing, mode; what `judge` prints comes by standard input."""
-    run, project, entity, mode = sys.argv[1:]
-    result, words = json.load(sys.stdin)
-    if mode == "online":
-        import wandb
-
-        entity = entity or str(wandb.Api().default_entity)
-    else:
-        entity = ""  # with one, wandb-workspaces asks the server for it
-    make(Path(run), project, entity, result, words, mode == "online")
