@@ -387,3 +387,16 @@ def test_what_the_exporter_imports_stays_small():
     code = f"import sys; import {exporter.__name__}, analysis.tracking.writer; print({heavy})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_nothing_but_the_run_of_the_sweep_needs_pandas(small):
+    code = (
+        "import sys; from pathlib import Path; from analysis.tracking.exporter import Exporter; "
+        "exporter = Exporter(Path(sys.argv[1]), 'offline'); runs = len(list(exporter.update(last=False))); "
+        "print(runs, 'pandas' in sys.modules)"
+    )
+    (small / "wandb").mkdir()
+    done = subprocess.run([sys.executable, "-c", code, str(small)], capture_output=True, text=True, check=True)
+    runs, needed = done.stdout.split()
+    assert int(runs) > 12
+    assert needed == "False"

@@ -180,6 +180,7 @@ class Contents:
         level = {test: value, val: value}
         notes = list(dict.fromkeys(filter(None, said)))
         shown = f"a value of the test split, shown as a level under {val} too, so that learning curves meet it"
+        text = "; ".join([*notes, shown])  # no list: wandb would import pandas to ask whether it is a table
         return Content(
             id=self.id(PUBLISHED, arm),
             name=f"{arm} published",
@@ -188,8 +189,8 @@ class Contents:
             tags=self.tags(arm, PUBLISHED),
             config=config,
             rows=[{"epoch": epoch, **level} for epoch in sorted({1, self.study.budget.max_epochs})],
-            summary={"sweep_id": self.sweep, "arm": arm, "published": value, "notes": [*notes, shown]},
-            notes="; ".join([*notes, shown]),
+            summary={"sweep_id": self.sweep, "arm": arm, "published": value, "notes": text},
+            notes=text,
         )
 
     def of_teacher(self, teacher: Mapping[str, Any], files: Files | None) -> Content:

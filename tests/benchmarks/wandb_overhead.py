@@ -32,8 +32,7 @@ STUDY = {
     "teacher": {"members": 2, "hidden": [16], "dropout": [0.1], "epochs": 3},
     "confirm_teachers": 1,
     "budget": {
-        "seed_epochs_per_arm": 4000,
-        "seeds_per_trial": 4,
+        "seed_epochs_per_arm": 6000,
         "confirm_seeds": 8,
         "max_epochs": 48,
         "subsearches": 2,
