@@ -142,7 +142,7 @@ class Contents:
             "fit": run.fit,
             "replicate": run.replicate,
         }
-        about |= {"subsearch": run.subsearch if run.subsearch >= 0 else "all", "trial": run.trial or None}
+        about |= {"subsearch": run.subsearch if run.subsearch >= 0 else "all", "trial": run.trial}
         name = f"{run.arm} {run.purpose} seed {run.replicate}" + ("" if run.fit == "train" else f" on {run.fit}")
         return Content(
             id=self.id_of_seed(run),
@@ -180,7 +180,7 @@ class Contents:
         level = {test: value, val: value}
         notes = list(dict.fromkeys(filter(None, said)))
         shown = f"a value of the test split, shown as a level under {val} too, so that learning curves meet it"
-        text = "; ".join([*notes, shown])  # no list: wandb would import pandas to ask whether it is a table
+        text = "; ".join([*notes, shown])  # for a list or None wandb would import pandas
         return Content(
             id=self.id(PUBLISHED, arm),
             name=f"{arm} published",
