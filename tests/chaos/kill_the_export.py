@@ -72,7 +72,12 @@ def torment(folder: Path, kills: int, rng: random.Random) -> dict[str, Any]:
             with (folder / "said").open("ab") as said:
                 command = [sys.executable, "-m", "distune", *words]
                 driver = subprocess.Popen(
-                    command, env=environment, cwd=Path(__file__).parents[2], stderr=said, start_new_session=True
+                    command,
+                    env=environment,
+                    cwd=Path(__file__).parents[2],
+                    stdout=said,
+                    stderr=said,
+                    start_new_session=True,
                 )
         if not plan:
             break
@@ -95,7 +100,8 @@ def torment(folder: Path, kills: int, rng: random.Random) -> dict[str, Any]:
             driver = None
         done[what] += bool(killed)
     driver.wait(PATIENCE_S)
-    exported = subprocess.run([sys.executable, "-m", "distune", "wandb", str(run)], env=environment, check=True)
+    last = [sys.executable, "-m", "distune", "wandb", str(run)]
+    exported = subprocess.run(last, env=environment, check=True, stderr=subprocess.DEVNULL)
     found = read(run)
     return {
         "n": kills,
