@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import subprocess
 import sys
 import threading
@@ -29,6 +30,7 @@ FOLLOW_S = 2.0  # between two looks at the ledger
 LIVE_S = 60.0  # between two exports of a trial that is running
 UPLOAD_S = 20.0  # between two uploads while the sweep goes on
 ATTEMPTS = 6  # to write what could not be, with a new process of wandb's each, before it is left to `distune wandb`
+FULL = 16 * 1024  # bytes left on a disk on which nothing can be written
 LOCK, LOG = "exporter.lock", "exporter.log"
 # What this process tells itself where it begins again: how often it has in vain, what it has been told and has said.
 TRIES, ENDED, OFFLINE, SAID = (f"DISTUNE_WANDB_{name}" for name in ("TRIES", "ENDED", "OFFLINE", "SAID"))
@@ -121,7 +123,8 @@ class Exporter:
         try:
             _in_a_process("views import save; save", *given, given=self._judgement)
         except RuntimeError as error:
-            traceback.print_exc()
+            with contextlib.suppress(OSError):
+                traceback.print_exc()
             why = str(error).strip().splitlines()[-1]
             _say(f"the workspace and the report could not be saved: {why}")
             return
@@ -204,9 +207,10 @@ def main() -> None:
             exporter = Exporter(run, _mode(mode))
             _follow(exporter, parent)
         except Exception as error:
-            traceback.print_exc()
-            sys.stderr.flush()
-            _begin_again(error, parent)
+            with contextlib.suppress(OSError):  # the log may lie on the disk that is full
+                traceback.print_exc()
+                sys.stderr.flush()
+            _begin_again(run / FOLDER, error, parent)
             sys.exit(1)
 
 
@@ -263,12 +267,14 @@ def _mode(asked: str) -> str:
     return "offline"
 
 
-def _begin_again(error: Exception, parent: _Parent) -> None:
+def _begin_again(run: Path, error: Exception, parent: _Parent) -> None:
     """After a wait, with wandb's processes new. Comes back where that has been in vain and nothing more is to come."""
     tries = int(os.environ.get(TRIES, "0")) + 1
     if not os.environ.get(SAID):
         os.environ[SAID] = "1"
         text = (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
+        if shutil.disk_usage(run).free < FULL:
+            text = f"no room is left on the disk of {run}"
         _say(f"{text}; the sweep is not touched by this, and the export is tried again (see {FOLDER}/{LOG})")
     if parent.ended and tries >= ATTEMPTS:
         _say("the export could not be finished; try again with `distune wandb RUN`")

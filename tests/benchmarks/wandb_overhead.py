@@ -88,7 +88,7 @@ def export(run: Path) -> dict[str, float]:
 
 def _resident_mb(run: str) -> tuple[float, float]:
     """Of the exporter with its wandb-core, and of these with all other processes that it has begun."""
-    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,rss=,args="], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(["ps", "-wweo", "pid=,ppid=,rss=,args="], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 3) for line in listed.splitlines()]
     exporters = {pid for pid, _, _, words in rows if "analysis.tracking.exporter import main" in words and run in words}
     family = set(exporters)

@@ -33,7 +33,7 @@ PATIENCE_S = 600.0
 
 def exporters(run: Path) -> dict[int, str]:
     """Process numbers of the exporter of a run folder and of its wandb-core."""
-    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(["ps", "-wweo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
     rows = [
         (int(pid), int(parent), words) for pid, parent, words in (line.split(None, 2) for line in listed.splitlines())
     ]
