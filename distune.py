@@ -56,6 +56,9 @@ def sweep(
     cpus_per_trial: float = 1.0,
     gpus_per_trial: float = 0.0,
     address: str | None = None,
+    storage: str | None = None,
+    time_budget: float | None = None,
+    cost_per_gpu_hour: float | None = None,
     wandb: str | None = None,
     epoch_timeout: float = 3600.0,
     verbose: bool = False,
@@ -63,9 +66,9 @@ def sweep(
 ) -> Run:
     """Search every arm with the same budget, confirm what it chose under fresh seeds, and return the finished run.
 
-    out: a folder that does not exist yet; default `runs/<study>-<time>`. wandb: `offline`, `online` or `off`; default
-    what WANDB_MODE says, else `offline`. The rest are the flags of `distune sweep`. Raises spaces.BadInput
-    before anything is written, search.sweep.SweepFailed and Interrupted after.
+    out: a folder that does not exist yet; default `runs/<study>-<time>`. time_budget: seconds. wandb: `offline`,
+    `online` or `off`; default what WANDB_MODE says, else `offline`. The rest are the flags of `distune sweep`. Raises
+    spaces.BadInput before anything is written, search.sweep.SweepFailed and Interrupted after.
     """
     from spaces import adjust
     from spaces import load_study as load
@@ -84,7 +87,17 @@ def sweep(
     from search.progress import Progress
 
     folder = Path(out) if out is not None else path.default_run_folder(adjusted.name)
-    options = path.Options(cpus_per_trial, gpus_per_trial, max_concurrent, address, verbose, epoch_timeout)
+    options = path.Options(
+        cpus_per_trial,
+        gpus_per_trial,
+        max_concurrent,
+        address,
+        verbose,
+        epoch_timeout,
+        storage,
+        time_budget,
+        cost_per_gpu_hour,
+    )
     progress = Progress(quiet)
     with tracking.following(folder, tracking.chosen_mode(wandb), progress.say) as no_more_comes:
         path.start(adjusted, folder, seed, options, progress)
@@ -231,6 +244,10 @@ Wandb = Annotated[
         metavar="offline|online|off", help="Where W&B gets the sweep [default: WANDB_MODE, else offline, in RUN/wandb]."
     ),
 ]
+Address = Annotated[
+    str | None, typer.Option(metavar="HOST:PORT", help="A Ray cluster to join, or auto [default: this machine].")
+]
+MaxConcurrent = Annotated[int | None, typer.Option(help="Trials at once [default: as many as fit].")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 
@@ -264,10 +281,20 @@ def sweep_command(
     ] = None,
     seeds_per_trial: Annotated[int | None, typer.Option(help="Seeds trained together in a trial.")] = None,
     confirm_seeds: Annotated[int | None, typer.Option(help="Fresh seeds of each confirmed arm.")] = None,
-    max_concurrent: Annotated[int | None, typer.Option(help="Trials at once [default: as many as fit].")] = None,
+    max_concurrent: MaxConcurrent = None,
     cpus_per_trial: Annotated[float, typer.Option(help="CPUs of a trial.")] = 1.0,
     gpus_per_trial: Annotated[float, typer.Option(help="GPUs of a trial; a fraction shares one.")] = 0.0,
-    address: Annotated[str | None, typer.Option(help="A Ray cluster to join [default: this machine].")] = None,
+    address: Address = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URI", help="Where checkpoints and records go: a folder that all nodes see, s3://... or gs://..."
+        ),
+    ] = None,
+    time_budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="End in about this time, such as 90m or 8h, with less search.")
+    ] = None,
+    cost_per_gpu_hour: Annotated[float | None, typer.Option(help="To say what the sweep has cost.")] = None,
     wandb: Wandb = None,
     set_: Set = None,
     out: Annotated[Path | None, typer.Option(help="Run folder, new [default: runs/STUDY-TIME].")] = None,
@@ -302,11 +329,15 @@ def sweep_command(
         ("--max-concurrent", max_concurrent),
         ("--cpus-per-trial", cpus_per_trial),
         ("--epoch-timeout", epoch_timeout),
+        ("--cost-per-gpu-hour", cost_per_gpu_hour),
     ):
         if value is not None and value <= 0:
             raise BadInput(f"{flag} must be above 0, got {value}")
     if gpus_per_trial < 0:
         raise BadInput(f"--gpus-per-trial must be 0 or more, got {gpus_per_trial}")
+    if cost_per_gpu_hour is not None and not gpus_per_trial:
+        raise BadInput("--cost-per-gpu-hour needs --gpus-per-trial: a trial takes no GPU")
+    limit = None if time_budget is None else _seconds(time_budget)
     if dry_run:
         from analysis.listing import plan, show_plan
         from search.local import estimate
@@ -328,6 +359,9 @@ def sweep_command(
             cpus_per_trial=cpus_per_trial,
             gpus_per_trial=gpus_per_trial,
             address=address,
+            storage=storage,
+            time_budget=limit,
+            cost_per_gpu_hour=cost_per_gpu_hour,
             wandb=wandb,
             epoch_timeout=epoch_timeout,
             verbose=verbose,
@@ -341,19 +375,81 @@ Force = Annotated[
 
 
 @app.command()
-def resume(run: RunArgument, force: Force = False, wandb: Wandb = None, as_json: AsJson = False) -> None:
-    """Go on with a sweep that was stopped, from its ledger; what is finished is not done again."""
-    opened = open_run(run)
+def resume(
+    run: Annotated[str, typer.Argument(metavar="RUN|URI", help="A run folder, or the storage of a lost one.")],
+    out: Annotated[Path | None, typer.Option(help="Run folder for what a storage holds [default: runs/NAME].")] = None,
+    address: Address = None,
+    max_concurrent: MaxConcurrent = None,
+    force: Force = False,
+    wandb: Wandb = None,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with a sweep that was stopped, from its ledger; what is finished is not done again.
+
+    \b
+    distune resume runs/first
+    distune resume runs/first --address auto                  # on another cluster than before
+    distune resume s3://bucket/sweeps/first --address auto    # where the machine that drove it is lost
+    """
     from analysis import tracking
     from search.progress import Progress
     from search.sweep import resume as go_on
+    from spaces import BadInput
 
-    progress = Progress()
-    with _leaving(run), tracking.following(run, tracking.chosen_mode(wandb), progress.say) as no_more_comes:
-        go_on(run, progress, force)
+    progress, given = Progress(), _given(address=address, max_concurrent=max_concurrent)
+    folder = Path(run)
+    if _is_elsewhere(run):
+        folder = _fetched(run, out, progress.say)
+        given["storage"] = run.rstrip("/")
+    elif out is not None:
+        raise BadInput(f"--out is for a sweep that is fetched from a storage, and {run} is a run folder")
+    opened = open_run(folder)
+    with _leaving(folder), tracking.following(folder, tracking.chosen_mode(wandb), progress.say) as no_more_comes:
+        go_on(folder, progress, force, given)
         no_more_comes()
         _write_report(opened, progress.say)
     _finish(opened, as_json)
+
+
+def _is_elsewhere(run: str) -> bool:
+    """Whether it is a sweep's storage and no run folder: a bucket, or a folder that a driver has signed."""
+    from search.records import DRIVER, RECORDS
+    from search.storage import is_bucket
+
+    return is_bucket(run) or (Path(run) / DRIVER).is_file() or (Path(run) / RECORDS).is_dir()
+
+
+def _fetched(uri: str, out: Path | None, say: Callable[[str], None]) -> Path:
+    """A run folder of what the storage holds. Raises BadInput."""
+    from search import records
+    from search.storage import Storage
+    from spaces import BadInput
+
+    folder = out or Path("runs") / uri.rstrip("/").rpartition("/")[2]
+    if folder.exists():
+        raise BadInput(f"{folder} exists already: resume it with `distune resume {folder}`, or give another --out")
+    trials, seeds = records.fetch(Storage(uri), folder)
+    say(f"{folder}: fetched from {uri}; records of {trials} trials and {seeds} seeds were newer than its ledger")
+    return folder
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _seconds(text: str) -> float:
+    """Of a time such as 90s, 30m, 8h or 2d; a plain number is seconds. Raises BadInput."""
+    from spaces import BadInput
+
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+    number, unit = (text[:-1], units[text[-1]]) if text[-1:] in units else (text, 1.0)
+    try:
+        seconds = float(number) * unit
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < float("inf"):
+        raise BadInput(f"--time-budget must be a time such as 90m, 8h or 2d, got {text}")
+    return seconds
 
 
 @app.command()

@@ -101,6 +101,7 @@ class _Comparison:
             search_spend(self.study, self.trials, self.epochs),
         )
         self.notes += dear
+        gpus = costs.of_gpus(self.ledger)
         wanted = self.study.budget.search_seed_epochs
         finished, unconfirmed = self.ledger.finished, self._unconfirmed()
         complete = finished and not unconfirmed and min(spent.values()) >= wanted
@@ -136,7 +137,9 @@ class _Comparison:
             "looks_at_test": self.ledger.looks(),
             "alpha": self.alpha,
             "seconds": costs.seconds(self.ledger),
-            "notes": list(dict.fromkeys([*self.notes, *self.ledger.notes(), *self._starved()])),
+            "notes": list(
+                dict.fromkeys([*self.notes, *self.ledger.notes(), *self._starved(), *([gpus] if gpus else [])])
+            ),
         }
 
     def _starved(self) -> list[str]:

@@ -51,3 +51,16 @@ def seconds(ledger: Ledger) -> dict[str, float]:
         elif event == "end" and phase in open_at:
             total[phase] += at - open_at.pop(phase)
     return {**total, "teachers": sum(t["seconds"] for t in ledger.teachers())}
+
+
+def of_gpus(ledger: Ledger) -> str | None:
+    """One sentence on the GPU hours that all training took, and on their price where one is known; None without."""
+    options = ledger.meta.get("options", {})
+    gpus = options.get("gpus_per_trial") or 0.0
+    if not gpus:
+        return None
+    trained = sum(row.seconds for row in ledger.epochs()) + sum(run.seconds for run in ledger.runs())
+    hours = gpus * (trained + sum(t["seconds"] for t in ledger.teachers())) / 3600
+    price = options.get("cost_per_gpu_hour")
+    paid = f", {hours * price:.2f} at {price:g} an hour" if price else ""
+    return f"training took {hours:.2f} GPU hours{paid} (waiting and starting are not counted)"

@@ -6,6 +6,7 @@ not done again, so that this can be interrupted anywhere.
 
 import faulthandler
 import itertools
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,20 +16,25 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray.exceptions import RayTaskError
 from safetensors.torch import save
 
-from search import families, prepare, seeds
+from search import families, prepare, records, seeds
+from search.cluster import placement
 from search.ledger import ENSEMBLE, Ledger
+from search.options import Options
 from search.payload import TRAIN, Payload, load_trainable, threads, trial_config
 from search.prepare import Prepared
 from search.progress import Progress
+from search.scheduler import is_out_of_memory
 from search.selection import candidates, fair_limit, search_spend, select, within
+from search.storage import Storage
 from search.weights import pack_name
 from spaces import Published, Study
-from trainables.artefacts import write_atomically
 from trainables.datasets import Rows
 from trainables.evaluation import validation_metrics
 
+logger = logging.getLogger(__name__)
 PACK = 10  # seeds of one configuration trained together where no sub-search divides them
 ALL_SUBSEARCHES = -1  # the sub-search number of what no sub-search chose: published and fixed configurations
 TRAINING_ONLY = {"optimiser", "extras"}  # parts of a state that a student to deploy has not
@@ -56,17 +62,40 @@ class Job:
     peek: bool = False
     epochs: int | None = None
 
+    @property
+    def key(self) -> dict[str, Any]:
+        """What the ledger enters of it with each seed."""
+        names = ("purpose", "arm", "subsearch", "fit", "trial")
+        return {name: getattr(self, name) for name in names} | {"config": dict(self.config)}
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """Where a worker keeps what it has trained. students: the weights go into its folder `models`; records: each seed.
+
+    epoch_timeout: seconds after which an epoch that has not ended ends its worker; Ray tries the task again.
+    """
+
+    students: Storage | None
+    records: Storage | None
+    epoch_timeout: float
+
 
 @ray.remote
 def train_to_end(
-    job: Job, payload: Payload, judged: Mapping[str, Rows] | None, students: str | None, epoch_timeout: float
+    job: Job,
+    payload: Payload,
+    parcels: Sequence[placement.Parcel],
+    judged: Mapping[str, Rows] | None,
+    keeping: Keeping,
 ) -> list[dict[str, Any]]:
     """For each seed of the pack: its metrics and predictions, after the last epoch and with nothing selected.
 
-    judged: test rows by split, or None where they are not to be read. students: folder to keep the trained weights in.
-    epoch_timeout: seconds after which an epoch that has not ended ends its worker; Ray tries the task again.
+    parcels: what this node must have. judged: test rows by split, or None where they are not to be read.
     """
     import torch
+
+    placement.place(parcels)
 
     torch.set_num_threads(threads())
     study, began = payload.study, time.monotonic()
@@ -77,9 +106,9 @@ def train_to_end(
     test = judged["test"] if judged is not None else None
     peeked: list[list[float]] = []
     spent = 0
-    faulthandler.dump_traceback_later(epoch_timeout, exit=True)
+    faulthandler.dump_traceback_later(keeping.epoch_timeout, exit=True)
     for last in load_trainable(study)(config, payload.context()):
-        faulthandler.dump_traceback_later(epoch_timeout, exit=True)
+        faulthandler.dump_traceback_later(keeping.epoch_timeout, exit=True)
         spent += len(job.replicates) if last.trained is None else last.trained
         if job.peek and test is not None and not last.diverged:
             labels = torch.from_numpy(np.asarray(test.y))
@@ -87,7 +116,7 @@ def train_to_end(
     faulthandler.cancel_dump_traceback_later()
     if last.diverged and len(job.replicates) > 1:  # one seed's divergence must not cost the others theirs
         alone = [Job(**{**vars(job), "replicates": (r,)}) for r in job.replicates]
-        return [row for one in alone for row in train_to_end._function(one, payload, judged, students, epoch_timeout)]
+        return [row for one in alone for row in train_to_end._function(one, payload, parcels, judged, keeping)]
     metrics = {k: v for k, v in last.metrics.items() if k.startswith("val_") or k == "best_epoch"}
     predictions = {}
     for split, rows in (judged or {}).items():
@@ -98,10 +127,10 @@ def train_to_end(
     metrics["parameters"] = [float(last.parameters)] * len(job.replicates)
     metrics["diverged"] = [float(last.diverged)] * len(job.replicates)
     weights = {k: v.contiguous().cpu() for k, v in last.state().items() if not TRAINING_ONLY & set(k.split("."))}
-    if students is not None and weights and not last.diverged:
-        write_atomically(Path(students) / f"{pack_name(job, job.replicates[0])}.safetensors", save(weights))
+    if keeping.students is not None and job.judge and weights and not last.diverged:
+        keeping.students.write(f"models/{pack_name(job, job.replicates[0])}.safetensors", save(weights))
     seconds = (time.monotonic() - began) / len(job.replicates)
-    return [
+    finished: list[dict[str, Any]] = [
         {
             "replicate": replicate,
             "epochs": round(spent / len(job.replicates)),
@@ -111,6 +140,14 @@ def train_to_end(
         }
         for i, replicate in enumerate(job.replicates)
     ]
+    if keeping.records is not None:
+        for replicate, row in zip(job.replicates, finished, strict=True):
+            name = f"{pack_name(job, replicate)}-{job.trial}"
+            try:
+                records.write_run(keeping.records, name, job.key, row)
+            except OSError as error:
+                logger.warning("no record of %s: %s", name, error)
+    return finished
 
 
 def reevaluation_jobs(study: Study, ledger: Ledger) -> list[Job]:
@@ -168,15 +205,10 @@ def _packs(study: Study, replicates: range) -> list[tuple[int, ...]]:
 
 
 def reevaluate(
-    study: Study,
-    ledger: Ledger,
-    prepared: Prepared,
-    options: Mapping[str, Any],
-    epoch_timeout: float,
-    progress: Progress,
+    study: Study, ledger: Ledger, prepared: Prepared, options: Options, run: Path, progress: Progress
 ) -> None:
     jobs = _unfinished(reevaluation_jobs(study, ledger), ledger)
-    _run(jobs, ledger, prepared, options, epoch_timeout, {}, None, progress.phase("re-evaluation", len(jobs)))
+    _run(jobs, ledger, prepared, options, run, {}, progress.phase("re-evaluation", len(jobs)))
 
 
 def confirm(
@@ -184,28 +216,32 @@ def confirm(
     ledger: Ledger,
     prepared: Prepared,
     seed: int,
-    options: Mapping[str, Any],
-    epoch_timeout: float,
+    options: Options,
     run: Path,
     progress: Progress,
+    looked: Callable[[], None],
 ) -> None:
-    """Open the test split, judge the teachers on it, and train and judge every configuration that goes to it."""
+    """Open the test split, judge the teachers on it, and train and judge every configuration that goes to it.
+
+    looked: is called once the look is in the ledger, before anything is read.
+    """
     judged = {f: prepare.open_test.remote(study, seed, prepared.dataset, f) for f in prepared.by_fit}
     known = ray.get(judged[study.confirm_on][1])
     open_splits(study, ledger, known)
+    looked()
     jobs = _unfinished(confirmation_jobs(study, ledger), ledger)
     if any(job.peek for job in jobs) and PEEKS not in [look["purpose"] for look in ledger.looks()]:
         ledger.look("test", known["test"][0], PEEKS)
     tick = progress.phase("confirmation", len(jobs) + study.confirm_teachers)
     teachers = {
-        prepare.judge_teacher.options(**options, num_returns=1).remote(
-            study, seed, prepared.dataset, study.confirm_on, k
+        prepare.judge_teacher.options(**_resources(options), num_returns=1).remote(
+            study, seed, prepared.dataset, study.confirm_on, k, prepared.by_fit[study.confirm_on][1:]
         ): k
         for k in range(study.confirm_teachers)
         if (k, ENSEMBLE) not in ledger.teacher_predictions(study.confirm_on, "test")
     }
     by_fit = {fit: rows for fit, (rows, _) in judged.items()}
-    _run(jobs, ledger, prepared, options, epoch_timeout, by_fit, run / "models", tick)
+    _run(jobs, ledger, prepared, options, run, by_fit, tick)
     for task, (predicted, facts) in _as_they_finish(teachers, tick):
         ledger.teacher_predicts(study.confirm_on, teachers[task], predicted, facts)
 
@@ -232,45 +268,68 @@ def _run(
     jobs: Sequence[Job],
     ledger: Ledger,
     prepared: Prepared,
-    options: Mapping[str, Any],
-    epoch_timeout: float,
+    options: Options,
+    run: Path,
     judged: Mapping[str, Any],
-    students: Path | None,
     tick: Callable[[], None],
 ) -> None:
-    tasks = {
-        train_to_end.options(**options).remote(
-            job,
-            prepared.by_fit[job.fit] if job.judge else prepared.search,
-            judged[job.fit] if job.judge else None,
-            str(students) if students is not None and job.judge else None,
-            epoch_timeout,
-        ): job
-        for job in jobs
-    }
-    for task, rows in _as_they_finish(tasks, tick):
+    kept = None if options.storage is None else Storage(options.storage)
+    keeping = Keeping(kept or Storage(run), kept, options.epoch_timeout)
+
+    def begin(job: Job, alone: bool = False) -> Any:
+        payload, *parcels = prepared.by_fit[job.fit] if job.judge else prepared.search
+        rows = judged[job.fit] if job.judge else None
+        return train_to_end.options(**_resources(options, alone)).remote(job, payload, parcels, rows, keeping)
+
+    tasks = {begin(job): job for job in jobs}
+    again: set[int] = set()
+
+    def once_more(task: Any, error: RayTaskError) -> Any:
+        """A pack that ran out of memory beside others has a GPU to itself."""
         job = tasks[task]
+        if not 0 < options.gpus_per_trial < 1 or not is_out_of_memory(str(error)) or id(job) in again:
+            return None
+        again.add(id(job))
+        task = begin(job, alone=True)
+        tasks[task] = job
+        return task
+
+    for task, rows in _as_they_finish(tasks, tick, once_more):
         for row in rows:
-            ledger.finish_run(
-                job.purpose,
-                job.arm,
-                job.subsearch,
-                job.fit,
-                trial=job.trial,
-                config=job.config,
-                **row,
-            )
+            ledger.finish_run(**tasks[task].key, **row)
 
 
-def _as_they_finish(tasks: Iterable[Any], tick: Callable[[], None]) -> Iterator[tuple[Any, Any]]:
-    """Results in the order in which they come; what still runs when the caller leaves is cancelled."""
+def _resources(options: Options, alone: bool = False) -> dict[str, Any]:
+    """Of one task; alone: with a GPU that it shares with nobody."""
+    gpus = max(1.0, options.gpus_per_trial) if alone else options.gpus_per_trial
+    return {
+        "num_cpus": options.cpus_per_trial,
+        "num_gpus": gpus,
+        "max_retries": options.attempts,
+    }
+
+
+def _as_they_finish(
+    tasks: Iterable[Any], tick: Callable[[], None], once_more: Callable[[Any, RayTaskError], Any] = lambda *_: None
+) -> Iterator[tuple[Any, Any]]:
+    """Results in the order in which they come; what still runs when the caller leaves is cancelled.
+
+    once_more: is asked for another task in the place of one that failed.
+    """
     waiting = list(tasks)
     try:
         while waiting:
             done, waiting = ray.wait(waiting, timeout=0.25)
             for task in done:
-                yield task, ray.get(task)
-            for _ in done:
+                try:
+                    result = ray.get(task)
+                except RayTaskError as error:
+                    other = once_more(task, error)
+                    if other is None:
+                        raise
+                    waiting.append(other)
+                    continue
+                yield task, result
                 tick()
     finally:
         for task in waiting:

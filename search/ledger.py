@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 Classes = NDArray[np.integer[Any]]  # (rows,) numbers of classes
 Predictions = NDArray[Any]  # (rows,) numbers of classes, or float32 logits of class 1
 FORMAT = 2
+DIVERGED = "a loss, a parameter or the score is not a finite number"
+OUT_OF_TIME = "out of time"  # how a search ended that its time budget ended
 FILE = "ledger.sqlite"
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -448,6 +450,12 @@ class Ledger:
     def finished(self) -> bool:
         """Whether the confirmation has ended since the sweep was last revised."""
         ends = [at for phase, event, at in self.phases() if (phase, event) == ("confirmation", "end")]
+        return bool(ends) and all(ends[-1] >= r.at for r in self.revisions())
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the search was ended by a limit on its time, since the sweep was last revised."""
+        ends = [at for phase, event, at in self.phases() if (phase, event) == ("search", OUT_OF_TIME)]
         return bool(ends) and all(ends[-1] >= r.at for r in self.revisions())
 
     @property

@@ -9,28 +9,34 @@ from typing import Any
 import ray
 
 from search import families
+from search.cluster import placement
 from search.payload import TRAIN, Payload, build_teacher, load_trainable, payload_of, trial_config
 from search.seeds import SEARCH
 from spaces import Study
+from trainables.cache import cache_folder
 from trainables.datasets import Dataset, Rows, load
+from trainables.teachers.cached import TeacherViews
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """References to what the phases share.
+    """References to what the phases share: each a payload, and after it the parcels that its nodes must have.
 
-    search: the payload of the search and its re-evaluation, with one teacher set. by_fit: those of the confirmation, on
-    `train` or on `train+validation`; replicate r learns from the teacher set r mod their number.
+    search: of the search and its re-evaluation, with one teacher set. by_fit: of the confirmation, on `train` or on
+    `train+validation`; replicate r learns from the teacher set r mod their number.
     """
 
     dataset: Any
-    search: Any
-    by_fit: dict[str, Any]
+    search: list[Any]
+    by_fit: dict[str, list[Any]]
 
 
 @dataclass(frozen=True)
 class TeacherBuilt:
-    """For the ledger: one teacher set, what it was fitted on, and what it cost when it was trained."""
+    """For the ledger: one teacher set, what it was fitted on, and what it cost when it was trained.
+
+    folders: of the cache, that whoever learns from it reads.
+    """
 
     fit: str
     teacher_set: int
@@ -38,6 +44,7 @@ class TeacherBuilt:
     seconds: float
     parameters: int
     notes: tuple[str, ...]
+    folders: tuple[str, ...]
 
 
 @ray.remote
@@ -45,15 +52,26 @@ def load_dataset(study: Study) -> Dataset:
     return load(asdict(study.data))
 
 
-@ray.remote(num_returns=2)
-def label_rows(study: Study, seed: int, dataset: Dataset, fit: str, teacher_set: int) -> tuple[Any, TeacherBuilt]:
-    """Teacher set number `teacher_set` on the rows `fit`, from the cache or trained now; refused if it saw others."""
+@ray.remote(num_returns=3)
+def label_rows(
+    study: Study, seed: int, dataset: Dataset, fit: str, teacher_set: int, elsewhere: bool
+) -> tuple[Any, TeacherBuilt, placement.Files]:
+    """Teacher set number `teacher_set` on the rows `fit`, from the cache or trained now; refused if it saw others.
+
+    elsewhere: whether it is read on other nodes too; what they need of this one's cache then comes with it.
+    """
     teacher = build_teacher(study, seed, dataset, fit, teacher_set)
     family, artefact = families.of(study), teacher.artefact
     validation = dataset.validation if fit == TRAIN else None
     outputs = family.label(study, teacher, dataset.fit_rows(fit), dataset, validation)
     seconds, notes = artefact.about["seconds"], (*dataset.notes, *family.notes(study, teacher, outputs))
-    return outputs, TeacherBuilt(fit, teacher_set, artefact.key, seconds, teacher.parameters, notes)
+    root = cache_folder()
+    folders = [path for path in root.glob(f"*/{artefact.key}") if path.is_dir()]
+    if isinstance(outputs, TeacherViews):
+        folders.append(outputs.folder)
+    names = tuple(path.relative_to(root).as_posix() for path in folders)
+    built = TeacherBuilt(fit, teacher_set, artefact.key, seconds, teacher.parameters, notes, names)
+    return outputs, built, placement.packed(names) if elsewhere else {}
 
 
 @ray.remote
@@ -62,8 +80,9 @@ def make_payload(study: Study, seed: int, dataset: Dataset, fit: str, *teachers:
 
 
 @ray.remote
-def audit_first_step(payload: Payload) -> None:
+def audit_first_step(payload: Payload, parcels: list[placement.Parcel]) -> None:
     """Every arm's loss at its default, before anything is spent. Raises DeadTerm as a trial would."""
+    placement.place(parcels)
     for name, arm in payload.study.arms.items():
         config = trial_config(payload.study, name, arm.default, (SEARCH,), epochs=0)
         next(iter(load_trainable(payload.study)(config, payload.context())), None)
@@ -78,9 +97,10 @@ def open_test(study: Study, seed: int, dataset: Dataset, fit: str) -> tuple[dict
 
 @ray.remote
 def judge_teacher(
-    study: Study, seed: int, dataset: Dataset, fit: str, teacher_set: int
+    study: Study, seed: int, dataset: Dataset, fit: str, teacher_set: int, parcels: list[placement.Parcel]
 ) -> tuple[dict[tuple[int, str], Any], dict[int, dict[str, Any]]]:
     """What a teacher set predicts of the test rows by (member, split), -1 the whole, and facts of each member."""
+    placement.place(parcels)
     teacher = build_teacher(study, seed, dataset, fit, teacher_set)
     splits = {"test": dataset.test} | ({"population": dataset.population} if dataset.population else {})
     predicted: dict[tuple[int, str], Any] = {}

@@ -1,6 +1,8 @@
 """Ray Tune's scheduler: enters what trials report, and stops them at rungs as their sub-search decides."""
 
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +12,29 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from search.disk import what_is_full
-from search.runner import HUNG
+from search.options import Options
+from search.runner import Checkpoints
 from search.state import SearchState
+from search.storage import Storage
+
+GIB = 2**30
+CONTEXT = 0.6 * GIB  # what CUDA takes for each process beside torch's own
+USABLE = 0.95  # of a GPU's memory
+LARGER = 1.25  # a trial that takes so many times more is worth another sentence
 
 
 class ArmScheduler(FIFOScheduler):
-    """Decides at rungs only. A report carries the epochs since the last one as one JSON string, `rows`."""
+    """Decides at rungs only. A report carries the epochs since the last one as one JSON string, `rows`.
 
-    def __init__(self, state: SearchState, checkpoints: Path) -> None:
+    place: of the checkpoints. say: is told how much of a GPU a trial takes.
+    """
+
+    def __init__(
+        self, state: SearchState, run: Path, place: Storage, options: Options, say: Callable[[str], None]
+    ) -> None:
         super().__init__()
-        self._state, self._checkpoints = state, checkpoints
+        self._state, self._run, self._place, self._options, self._say = state, run, place, options, say
+        self._largest = 0.0  # bytes of a GPU that a trial has taken, of those that have been spoken of
         self._ray_trials: dict[str, Any] = {}  # by our name, for the trials that are live
 
     def __getstate__(self) -> dict[str, Any]:
@@ -45,6 +60,9 @@ class ArmScheduler(FIFOScheduler):
         name = trial.config["trial"]
         if name not in self._state.live:
             return str(TrialScheduler.STOP)
+        if result.get("gpu_peak", 0.0) > LARGER * self._largest:
+            self._largest = result["gpu_peak"]
+            self._say(on_sharing(result["gpu_peak"], result["gpu_total"], self._options.gpus_per_trial))
         goes_on = self._state.report(name, json.loads(result["rows"]), result["diverged"])
         if not goes_on:
             self._state.leave(name)
@@ -62,11 +80,17 @@ class ArmScheduler(FIFOScheduler):
         name = trial.config["trial"]
         if name in self._state.live:
             error = _error_of(trial)
-            if full := what_is_full(error, self._checkpoints):
-                self._state.give_up(name, full)
+            if full := what_is_full(error, self._run):
+                if self._options.address:  # other nodes have other disks
+                    self._state.crash(name, full, own_fault=False)
+                else:
+                    self._state.give_up(name, full)
                 return
             own_fault, message = isinstance(error, RayTaskError), _last_line(error)
-            hung = self._checkpoints / name / HUNG
+            if own_fault and 0 < self._options.gpus_per_trial < 1 and is_out_of_memory(message):
+                self._state.out_of_memory(name, message)
+                return
+            hung = Checkpoints(self._place, name).noted
             if not own_fault and hung.is_file() and hung.stat().st_size:
                 message = f"an epoch took longer than --epoch-timeout allows; where it stood: {hung}"
             self._state.crash(name, message, own_fault)
@@ -82,6 +106,21 @@ def _error_of(trial: Any) -> Exception | None:
         return None
     error: Exception = cloudpickle.loads(Path(path).read_bytes())
     return error
+
+
+def on_sharing(peak: float, total: float, share: float) -> str:
+    """One sentence on how many trials like this one fit on a GPU. peak, total: bytes; share: of it that a trial has."""
+    fit = max(1, math.floor(USABLE * total / (peak + CONTEXT)))
+    now = max(1, math.floor(1 / share + 1e-9)) if share else 1
+    text = f"a trial takes {peak / GIB:.1f} of a GPU's {total / GIB:.1f} GiB: {fit} fit, {now} run at once there"
+    if fit < now:
+        return f"{text}; where memory runs out a trial is tried again alone: --gpus-per-trial {1 / fit:.3g} avoids it"
+    return f"{text}; more do with --gpus-per-trial {1 / fit:.3g}" if fit > now else text
+
+
+def is_out_of_memory(message: str) -> bool:
+    """Whether this is how torch says that a GPU's memory was not enough."""
+    return "OutOfMemoryError" in message or "out of memory" in message
 
 
 def _last_line(error: Exception | None) -> str:

@@ -1,5 +1,7 @@
 """Ray Tune's searcher: one for all arms, so that one Tuner runs them side by side."""
 
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from ray.tune.search import Searcher
@@ -10,10 +12,10 @@ from search.state import Live, SearchState
 class ArmSearcher(Searcher):
     """Answers Ray Tune with the next trial of the arm that has spent least; None while trials run, then FINISHED.
 
-    concurrent: trials that may be live at once. checkpoints: for each unfinished trial where its runner may find one.
+    concurrent: says how many trials may be live at once, which changes as nodes come and go.
     """
 
-    def __init__(self, state: SearchState, concurrent: int) -> None:
+    def __init__(self, state: SearchState, concurrent: Callable[[], int]) -> None:
         super().__init__()
         self._state, self._concurrent = state, concurrent
 
@@ -24,7 +26,7 @@ class ArmSearcher(Searcher):
     def suggest(self, trial_id: str) -> Any:
         if self._state.stopping:
             return None if self._state.live else Searcher.FINISHED
-        if len(self._state.live) >= self._concurrent:
+        if len(self._state.live) >= self._concurrent():
             return None
         live = self._state.next_trial()
         if live is None:
@@ -35,10 +37,10 @@ class ArmSearcher(Searcher):
     def _as_config(self, live: Live) -> dict[str, Any]:
         return {
             "trial": live.record.trial,
-            "arm": live.record.arm,
-            "hp": live.record.config,
+            "asked": asdict(live.record),
             "replicates": list(self._state.replicates(live.record)),
             "resume_from": live.epoch,
+            "alone": live.alone,
         }
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

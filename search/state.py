@@ -13,24 +13,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from search import seeds
-from search.ledger import Ledger, TrialRecord, unusable
+from search.ledger import DIVERGED, Ledger, TrialRecord, unusable
 from search.subsearch import SubSearch, dimension_order
 from spaces import Study
 from trainables.streams import Streams
 
 MAX_ATTEMPTS = 3
-DIVERGED = "a loss, a parameter or the score is not a finite number"
 CRASHES_IN_A_ROW = 3  # of one arm: then its code is at fault, and a crash that costs nothing would be repeated for ever
 
 
 @dataclass
 class Live:
-    """A trial that is asked and has not ended. reserved: what it may still spend up to its next rung."""
+    """A trial that is asked and has not ended. reserved: what it may still spend up to its next rung.
+
+    alone: it has run out of memory beside others, and has a whole GPU to itself from now on.
+    """
 
     record: TrialRecord
     epoch: int = 0
     reserved: int = 0
     attempts: int = 0
+    alone: bool = False
 
 
 @dataclass
@@ -47,10 +50,13 @@ class Standing:
 
 
 class SearchState:
-    """Budgets, live trials and sub-searches of one sweep."""
+    """Budgets, live trials and sub-searches of one sweep.
 
-    def __init__(self, study: Study, ledger: Ledger, seed: int) -> None:
-        self.study, self.ledger = study, ledger
+    attempts: at a trial whose worker or machine is lost again and again.
+    """
+
+    def __init__(self, study: Study, ledger: Ledger, seed: int, attempts: int = MAX_ATTEMPTS) -> None:
+        self.study, self.ledger, self._attempts = study, ledger, attempts
         self.budget = study.budget
         self.live: dict[str, Live] = {}
         self.waiting: list[Live] = []  # unfinished trials of an earlier life, taken up before anything new
@@ -59,6 +65,7 @@ class SearchState:
         self.failure: str | None = None
         self._unwritable = False  # the ledger is, so that nothing more can be decided
         self._crashes: dict[str, int] = defaultdict(int)
+        self._lost: dict[str, list[int]] = defaultdict(list)  # numbers of trials of which a lost driver left no record
         self._streams = Streams(study.name, seed)
         self._subsearches = self._make_subsearches()
         self._replay()
@@ -99,11 +106,12 @@ class SearchState:
         return arm if committed[arm] < self.budget.search_seed_epochs else None
 
     def _ask(self, arm: str) -> TrialRecord:
-        standing = self.standing[arm]
-        subsearch = standing.asked % self.budget.subsearches
-        name = f"{arm}-{standing.asked:05d}"
+        standing, lost = self.standing[arm], self._lost[arm]
+        number = lost.pop(0) if lost else standing.asked
+        subsearch = number % self.budget.subsearches
+        name = f"{arm}-{number:05d}"
         standing.asked += 1
-        config, origin = self._subsearches[arm, subsearch].ask(name)
+        config, origin = self._subsearches[arm, subsearch].ask(name, number // self.budget.subsearches)
         record = TrialRecord(name, arm, subsearch, origin, config, self.ledger.now())
         self.ledger.ask(record)
         return record
@@ -155,12 +163,22 @@ class SearchState:
     def crash(self, trial: str, message: str, own_fault: bool) -> None:
         """A trial's process or code failed. What is not its own fault is tried again, under the same identity."""
         live = self.live[trial]
-        if not own_fault and live.attempts < MAX_ATTEMPTS:
+        if not own_fault and live.attempts < self._attempts:
             del self.live[trial]
             self.waiting.append(live)
         else:
             with self._stopping_if_unwritable():
                 self._end(live, "crashed", message)
+
+    def out_of_memory(self, trial: str, message: str) -> None:
+        """A GPU that it shares was too small for the trial: it is tried once more with a GPU to itself."""
+        live = self.live[trial]
+        if live.alone:
+            self.crash(trial, message, own_fault=True)
+        else:
+            live.alone = True
+            del self.live[trial]
+            self.waiting.append(live)
 
     @contextlib.contextmanager
     def _stopping_if_unwritable(self) -> Iterator[None]:
@@ -253,6 +271,9 @@ class SearchState:
                 subsearch.replay(name, trial.config, scores[name], ends[name].how)
             else:
                 self._take_up(trial, reached[name], scores[name], survived.get(name, True))
+        for arm in self.standing:
+            numbers = {int(name.rpartition("-")[2]) for name, trial in trials.items() if trial.arm == arm}
+            self._lost[arm] = sorted(set(range(max(numbers, default=-1))) - numbers)
         for subsearch in self._subsearches.values():
             subsearch.begin_again()
 

@@ -61,12 +61,12 @@ class SubSearch:
 
     # Proposals.
 
-    def ask(self, trial: str) -> tuple[dict[str, Any], str]:
-        """The next configuration of this sub-search and where it comes from: default, sobol or tpe."""
-        if self.asked == 0:
+    def ask(self, trial: str, number: int) -> tuple[dict[str, Any], str]:
+        """The configuration of this sub-search's trial `number` and where it comes from: default, sobol or tpe."""
+        if number == 0:
             config, origin = self._arm.default, "default"
-        elif self.asked <= len(self._points):
-            config, origin = {**self._arm.default, **self._points[self.asked - 1]}, "sobol"
+        elif number <= len(self._points):
+            config, origin = {**self._arm.default, **self._points[number - 1]}, "sobol"
         else:
             config, origin = {}, "tpe"
         return {**self._arm.default, **self._begin(trial, config)}, origin

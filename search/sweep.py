@@ -1,85 +1,76 @@
 """A sweep from beginning to end: prepare, search, re-evaluate, confirm. Resuming takes the same path."""
 
 import contextlib
-import logging
-import os
 import shutil
-import signal
-import socket
 import sqlite3
-import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import OutOfMemoryError, WorkerCrashedError
 
-from search import confirm, prepare, revisions, tuning
+from search import confirm, prepare, records, revisions, tuning
+from search.cluster.connection import Interrupted, connected, handling
+from search.cluster.placement import Parcel
+from search.deadline import Deadline
 from search.disk import what_is_full
-from search.ledger import FILE, Ledger, Revision, unusable
+from search.ledger import FILE, OUT_OF_TIME, Ledger, Revision, unusable
 from search.lock import driving
+from search.options import Options
 from search.payload import TRAIN, refuse_unusable, teacher_sets
 from search.prepare import Prepared, TeacherBuilt
 from search.progress import Progress
 from search.selection import search_spend
 from search.state import SearchState
+from search.storage import Storage
 from spaces import BadInput, Extension, Study, extended, load_study, to_yaml
+
+__all__ = ["Interrupted", "Options", "SweepFailed", "default_run_folder", "extend", "resume", "start"]
 
 
 class SweepFailed(RuntimeError):
     """The sweep cannot go on; what it has done is in its ledger."""
 
 
-class Interrupted(RuntimeError):
-    """The sweep was stopped by a signal and can be resumed."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a sweep runs, as opposed to what it asks: none of it changes a result.
-
-    address: of a Ray cluster, or None for this machine. max_concurrent: trials at once, or None for as many as fit.
-    epoch_timeout: seconds after which an epoch that has not ended counts as hanging: its worker is killed.
-    """
-
-    cpus_per_trial: float = 1.0
-    gpus_per_trial: float = 0.0
-    max_concurrent: int | None = None
-    address: str | None = None
-    verbose: bool = False
-    epoch_timeout: float = 3600.0
-
-
 def start(study: Study, run: Path, seed: int, options: Options, progress: Progress) -> None:
     """Run a new sweep into the folder `run`, which must not exist. Raises BadInput before anything is written."""
     run = run.absolute()  # Ray and its workers may stand elsewhere
     _refuse_existing(run)
+    if options.storage is not None:
+        options = replace(options, storage=records.new_place(options.storage, run.name).uri)
     refuse_unusable(study, progress.say)
-    with _ray(options) as concurrent, _says_why(run), _new(run), driving(run):
+    with connected(options, progress.say) as concurrent, _says_why(run), _new(run), driving(run):
         revisions.write_study(run, to_yaml(study))
         with Ledger.create(run, {"study": study.name, "seed": seed, "options": asdict(options)}) as ledger:
             revisions.begin(ledger, study)
             _phases(study, run, ledger, seed, options, concurrent, progress)
 
 
-def resume(run: Path, progress: Progress, force: bool = False) -> None:
+def resume(run: Path, progress: Progress, force: bool = False, given: Mapping[str, Any] | None = None) -> None:
     """Go on with an unfinished sweep from its ledger; a finished one is left as it is.
 
-    force: also where the code that trains has changed since it began. Raises BadInput where it has and for a run that
-    another process works on, NotALedger for one whose ledger cannot be used.
+    force: also where the code that trains has changed since it began. given: options that are other than they were,
+    such as the address of another cluster. Raises BadInput where the code has changed and for a run that another
+    process works on, NotALedger for one whose ledger cannot be used.
     """
     run = run.absolute()
     with _held(run) as ledger:
         if ledger.finished:
             progress.say(f"{run} is finished: nothing to resume (`distune extend` gives it more to do)")
             return
-        _go_on(revisions.current(ledger, run, force), run, ledger, progress)
+        _go_on(revisions.current(ledger, run, force), run, ledger, progress, given=given)
 
 
-def extend(run: Path, extension: Extension, progress: Progress, force: bool = False) -> None:
+def extend(
+    run: Path,
+    extension: Extension,
+    progress: Progress,
+    force: bool = False,
+    given: Mapping[str, Any] | None = None,
+) -> None:
     """Give a sweep more seeds, budget or arms, and go on with it; what is finished is not done again.
 
     Raises as `resume` does, and BadInput for an extension that takes something away or adds nothing.
@@ -96,7 +87,7 @@ def extend(run: Path, extension: Extension, progress: Progress, force: bool = Fa
         looked = any(look["purpose"] == confirm.LOOK for look in ledger.looks())
         more_budget = study.budget.seed_epochs_per_arm > before.budget.seed_epochs_per_arm  # may choose other winners
         revision = Revision(to_yaml(study), revisions.code_of(study), why, ledger.round + (more_budget and looked))
-        _go_on(study, run, ledger, progress, revision)
+        _go_on(study, run, ledger, progress, revision, given)
 
 
 @contextlib.contextmanager
@@ -107,11 +98,18 @@ def _held(run: Path) -> Iterator[Ledger]:
         yield ledger
 
 
-def _go_on(study: Study, run: Path, ledger: Ledger, progress: Progress, extension: Revision | None = None) -> None:
+def _go_on(
+    study: Study,
+    run: Path,
+    ledger: Ledger,
+    progress: Progress,
+    extension: Revision | None = None,
+    given: Mapping[str, Any] | None = None,
+) -> None:
     """Take the sweep up where its ledger stands. extension: what it is from now on, entered once Ray is there."""
     meta = ledger.meta
-    options = Options(**meta["options"])
-    with _ray(options) as concurrent:
+    options = Options(**{**meta["options"], "time_budget": None, **(given or {})})
+    with connected(options, progress.say) as concurrent:
         if extension is not None:
             ledger.revise(extension)
             revisions.write_study(run, extension.study)
@@ -138,55 +136,100 @@ def _new(run: Path) -> Iterator[None]:
 
 
 def _phases(
-    study: Study, run: Path, ledger: Ledger, seed: int, options: Options, concurrent: int, progress: Progress
+    study: Study,
+    run: Path,
+    ledger: Ledger,
+    seed: int,
+    options: Options,
+    concurrent: Callable[[], int],
+    progress: Progress,
 ) -> None:
-    resources = {"num_cpus": options.cpus_per_trial, "num_gpus": options.gpus_per_trial}
-    prepared = _prepare(study, ledger, seed, resources, progress)
-    with _phase(ledger, "search"):
-        state = SearchState(study, ledger, seed)
-        with _stops_on_signal(state, tuning.stopping_marker(run), progress):
-            tune_resources = {"cpu": options.cpus_per_trial, "gpu": options.gpus_per_trial}
-            payload, limit = prepared.search, options.epoch_timeout
-            tuning.search(state, payload, tune_resources, concurrent, run, limit, progress)
-        if state.failure:
-            raise SweepFailed(state.failure)
-        if state.stopping:
-            raise Interrupted
-        short = [
-            a
-            for a, s in search_spend(study, ledger.trials(), ledger.epochs()).items()
-            if s < study.budget.search_seed_epochs
-        ]
-        if short:
-            raise SweepFailed(f"the search ended before {', '.join(short)} had spent their budget")
-    with _phase(ledger, "re-evaluation"):
-        confirm.reevaluate(study, ledger, prepared, resources, options.epoch_timeout, progress)
-    with _phase(ledger, "confirmation"):
-        confirm.confirm(study, ledger, prepared, seed, resources, options.epoch_timeout, run, progress)
+    with _snapshots(run, options, progress) as snapshot:
+        prepared = _prepare(study, ledger, seed, options, progress)
+        with _phase(ledger, "search"):
+            _search(study, run, ledger, seed, options, concurrent, prepared, progress)
+        with _phase(ledger, "re-evaluation"):
+            confirm.reevaluate(study, ledger, prepared, options, run, progress)
+        with _phase(ledger, "confirmation"):
+            confirm.confirm(study, ledger, prepared, seed, options, run, progress, snapshot)
+            if options.storage is not None:
+                records.fetch_students(Storage(options.storage), run)
 
 
-def _prepare(study: Study, ledger: Ledger, seed: int, resources: dict[str, float], progress: Progress) -> Prepared:
+@contextlib.contextmanager
+def _snapshots(run: Path, options: Options, progress: Progress) -> Iterator[Callable[[], None]]:
+    """Copies of the ledger in the storage, if there is one beside the run folder."""
+    if options.storage is None:
+        yield lambda: None
+    else:
+        with records.snapshots(run, Storage(options.storage), progress.say) as snapshot:
+            yield snapshot
+
+
+def _search(
+    study: Study,
+    run: Path,
+    ledger: Ledger,
+    seed: int,
+    options: Options,
+    concurrent: Callable[[], int],
+    prepared: Prepared,
+    progress: Progress,
+) -> None:
+    """Spend every arm's budget, or as much of it as there is time for. Raises SweepFailed and Interrupted."""
+    if ledger.out_of_time:
+        return
+    state = SearchState(study, ledger, seed, options.attempts)
+    deadline = Deadline(study, options.time_budget)
+    with _stops_on_signal(state, tuning.place_of(run, options), progress):
+        tuning.search(state, prepared.search, options, concurrent, run, progress, deadline)
+    if state.failure:
+        raise SweepFailed(state.failure)
+    if deadline.passed:
+        ledger.clock("search", OUT_OF_TIME)
+        ledger.note(deadline.note(state))
+        progress.say(deadline.note(state))
+        return
+    if state.stopping:
+        raise Interrupted
+    spent = search_spend(study, ledger.trials(), ledger.epochs())
+    short = [a for a, s in spent.items() if s < study.budget.search_seed_epochs]
+    if short:
+        raise SweepFailed(f"the search ended before {', '.join(short)} had spent their budget")
+
+
+def _prepare(study: Study, ledger: Ledger, seed: int, options: Options, progress: Progress) -> Prepared:
     """Data and teachers into the cluster, and every arm's first step audited."""
+    resources = {"num_cpus": options.cpus_per_trial, "num_gpus": options.gpus_per_trial}
     with _phase(ledger, "preparation"):
         dataset = prepare.load_dataset.remote(study)
         wanted = teacher_sets(study)
         tick = progress.phase("data and teachers", len(wanted))
         outputs: dict[tuple[str, int], Any] = {}
-        records = {}
+        files: dict[tuple[str, int], Any] = {}
+        asked = {}
         for fit, k in wanted:
-            outputs[fit, k], record = prepare.label_rows.options(**resources).remote(study, seed, dataset, fit, k)
-            records[record] = (fit, k)
-        for _, built in confirm._as_they_finish(records, tick):
+            elsewhere = options.address is not None
+            task = prepare.label_rows.options(**resources).remote(study, seed, dataset, fit, k, elsewhere)
+            outputs[fit, k], record, files[fit, k] = task
+            asked[record] = (fit, k)
+        parcels = {}
+        for record, built in confirm._as_they_finish(asked, tick):
             assert isinstance(built, TeacherBuilt)
             about = asdict(built)
             for note in about.pop("notes"):
                 ledger.note(note)
+            parcels[asked[record]] = Parcel(about.pop("folders"), files[asked[record]])
             _refuse_other_rows(ledger, built)
             ledger.teacher(**about)
-        confirm_sets = [outputs[study.confirm_on, k] for k in range(study.confirm_teachers)]
-        searched = prepare.make_payload.remote(study, seed, dataset, TRAIN, outputs[TRAIN, 0])
-        confirmed = prepare.make_payload.remote(study, seed, dataset, study.confirm_on, *confirm_sets)
-        ray.get(prepare.audit_first_step.remote(searched))
+        confirm_sets = [(study.confirm_on, k) for k in range(study.confirm_teachers)]
+
+        def shared(fit: str, sets: Sequence[tuple[str, int]]) -> list[Any]:
+            payload = prepare.make_payload.remote(study, seed, dataset, fit, *[outputs[which] for which in sets])
+            return [payload, *[parcels[which] for which in sets]]
+
+        searched, confirmed = shared(TRAIN, [(TRAIN, 0)]), shared(study.confirm_on, confirm_sets)
+        ray.get(prepare.audit_first_step.remote(searched[0], searched[1:]))
     return Prepared(dataset, searched, {TRAIN: searched} | {study.confirm_on: confirmed})
 
 
@@ -230,98 +273,17 @@ def _phase(ledger: Ledger, name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _ray(options: Options) -> Iterator[int]:
-    """Ray, started here or joined, while a signal raises Interrupted; yields how many trials run at once.
-
-    Raises BadInput for what no node can give.
-    """
-    _refuse_unreachable(options.address)
-    os.environ.update(tuning.ENVIRONMENT)
-    level = logging.INFO if options.verbose else logging.ERROR
-    for name in ("ray", "ray.tune", "ray.train"):
-        logging.getLogger(name).setLevel(level)
-    if not options.verbose:  # a snapshot that a full disk prevents is nobody's loss
-        logging.getLogger("ray.tune.execution.experiment_state").setLevel(logging.CRITICAL)
-    try:
-        ray.init(
-            address=options.address or "local",
-            include_dashboard=False,
-            log_to_driver=options.verbose,
-            logging_level=level,
-            runtime_env={"env_vars": tuning.WORKER_ENVIRONMENT},
-        )
-    except ConnectionError as error:
-        raise BadInput(f"--address {options.address}: no Ray cluster answers there ({error})") from None
-    except SystemExit:  # Ray's own answer to SIGTERM
-        raise Interrupted from None
-    try:
-        have = ray.cluster_resources()
-        for resource, wanted in (("CPU", options.cpus_per_trial), ("GPU", options.gpus_per_trial)):
-            if wanted > have.get(resource, 0):
-                raise BadInput(f"a trial asks for {wanted:g} {resource}, and Ray has {have.get(resource, 0):g}")
-        fits = have["CPU"] / options.cpus_per_trial if options.cpus_per_trial else float("inf")
-        if options.gpus_per_trial:
-            fits = min(fits, have["GPU"] / options.gpus_per_trial)
-        with _raises_on_signal():
-            yield min(options.max_concurrent or sys.maxsize, max(1, int(fits)) if fits != float("inf") else 1)
-    finally:
-        ray.shutdown()
-
-
-def _refuse_unreachable(address: str | None) -> None:
-    """Raise BadInput where nothing listens at the address: Ray would try for minutes."""
-    if address is None or address in ("auto", "local"):
-        return
-    if address.startswith("ray://"):
-        raise BadInput(
-            f"--address {address}: the sweep's driver runs in the cluster; "
-            f"use `ray job submit --address http://HEAD:8265 -- distune sweep ... --address auto`"
-        )
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except (OSError, ValueError, OverflowError) as error:
-        raise BadInput(f"--address {address}: no Ray cluster answers there ({error}); give HOST:PORT or auto") from None
-
-
-@contextlib.contextmanager
-def _stops_on_signal(state: SearchState, marker: Path, progress: Progress) -> Iterator[None]:
-    """The first SIGINT or SIGTERM turns every trial's next decision into a stop; the second leaves at once.
-
-    marker: a file that tells the workers why they are stopped: what they have trained is then worth a checkpoint.
-    """
+def _stops_on_signal(state: SearchState, place: Storage, progress: Progress) -> Iterator[None]:
+    """The first SIGINT or SIGTERM turns every trial's next decision into a stop; the second leaves at once."""
 
     def stop(number: int, frame: object) -> None:
         if state.stopping:
             raise KeyboardInterrupt
-        state.stopping = True
-        with contextlib.suppress(OSError):
-            marker.touch()
+        tuning.stop(state, place)
         progress.say("stopping at the next report of each running trial; press Ctrl-C again to leave at once")
 
-    with _handling(stop):
+    with handling(stop):
         yield
-
-
-@contextlib.contextmanager
-def _raises_on_signal() -> Iterator[None]:
-    """Where no trial trains there is nothing to wait for: finished seeds are in the ledger, so leave at once."""
-
-    def leave(number: int, frame: object) -> None:
-        raise Interrupted
-
-    with _handling(leave):
-        yield
-
-
-@contextlib.contextmanager
-def _handling(handler: Any) -> Iterator[None]:
-    before = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for s, old in before.items():
-            signal.signal(s, old)
 
 
 def default_run_folder(study: str) -> Path:

@@ -6,9 +6,10 @@ import pytest
 import yaml
 
 from search import confirm, families
-from search.confirm import confirmation_jobs, train_to_end
+from search.confirm import Keeping, confirmation_jobs, train_to_end
 from search.ledger import TrialRecord
 from search.payload import TRAIN, build_teacher, payload_of
+from search.storage import Storage
 from spaces import adjust, load_study
 from tests.made_ledgers import new_run, row
 from trainables.datasets import load
@@ -43,10 +44,9 @@ def confirmed_run(folder, changes, arms, confirmed=None):
             ledger.end(f"{arm}-00000", "finished", study.budget.max_epochs)
         for split, of_split in judged.items():
             ledger.look(split, of_split.y, "confirmation", dict(of_split.segments))
+        keeping = Keeping(Storage(run), None, 60.0)
         for job in confirmation_jobs(study, ledger):
             if job.arm in (confirmed or arms) and job.fit == study.confirm_on:
-                for done in train_to_end._function(job, payload, judged, str(run / "models"), 60.0):
-                    ledger.finish_run(
-                        job.purpose, job.arm, job.subsearch, job.fit, trial=job.trial, config=job.config, **done
-                    )
+                for done in train_to_end._function(job, payload, [], judged, keeping):
+                    ledger.finish_run(**job.key, **done)
     return run

@@ -62,7 +62,7 @@ class Made:
     def __init__(self, run, monkeypatch, study=STUDY):
         self.run, self.study = run, study
         self.correct, self.scores, self.dies = rights(), iter(()), None
-        monkeypatch.setattr(sweep, "_ray", lambda options: nullcontext(2))
+        monkeypatch.setattr(sweep, "connected", lambda options, say: nullcontext(lambda: 2))
         monkeypatch.setattr(sweep, "_phases", self._phases)
 
     def sweep(self, correct=None):
@@ -460,12 +460,12 @@ def test_what_is_refused_changes_nothing(made, monkeypatch, force):
 
 
 def test_an_extension_for_which_there_is_no_ray_changes_nothing(made, monkeypatch):
-    def none(options):
+    def none(options, say):
         raise BadInput("no Ray cluster answers there")
 
     made.sweep()
     tables, study = tables_of(made.run), (made.run / "study.yaml").read_bytes()
-    monkeypatch.setattr(sweep, "_ray", none)
+    monkeypatch.setattr(sweep, "connected", none)
     with pytest.raises(BadInput, match="no Ray cluster"):
         sweep.extend(made.run, Extension(confirm_seeds="+16"), Progress(quiet=True))
     assert tables_of(made.run) == tables

@@ -28,10 +28,11 @@ from ray.exceptions import RayTaskError
 import distune
 from search import seeds
 from search.ledger import FILE, FORMAT, Ledger
-from search.runner import HUNG, newest_checkpoint, save_checkpoint
+from search.options import Options
+from search.runner import CHECKPOINTS, HUNG, Checkpoints
 from search.scheduler import ArmScheduler
 from search.state import SearchState
-from search.tuning import checkpoints
+from search.storage import Storage
 from spaces import load_study
 from tests.chaos.processes import kill_session, of_session
 from tests.made_ledgers import new_run, small_study
@@ -208,7 +209,7 @@ def continued_in(out):
     with Ledger.open(out) as ledger:
         trials, ends = ledger.trials(), ledger.ends()
     for t in trials:
-        stored = newest_checkpoint(checkpoints(out) / t.trial)[0]
+        stored = Checkpoints(Storage(out / "ray"), t.trial).newest()[0]
         if t.trial not in ends and stored:
             found[t.trial] = stored, [t.config, list(seeds.of_search(study, t.arm, t.subsearch))]
     return found
@@ -248,7 +249,7 @@ def test_a_run_that_was_moved_goes_on_from_its_checkpoints_and_never_from_a_brok
     out = copy_of(interrupted, tmp_path)
     ended, continued, trained = ends_of(out), continued_in(out), len(log_of(out))
     for name, (stored, _) in continued.items():
-        intact = checkpoints(out) / name / f"{stored:06d}.safetensors"
+        intact = out / "ray" / CHECKPOINTS / name / f"{stored:06d}.safetensors"
         intact.with_name("000005.safetensors").write_bytes(intact.read_bytes()[:-100])
     resumed = run("resume", out)
     assert resumed.returncode == 0, resumed.stderr
@@ -341,9 +342,16 @@ def test_a_ledger_of_a_newer_format_is_refused_by_every_command(interrupted, tmp
 # A worker that dies in the middle of writing.
 
 
+TRIAL = "kd-00000"
+
+
+def checkpoints_in(folder):
+    return Checkpoints(Storage(folder), TRIAL)
+
+
 def test_a_checkpoint_whose_writer_died_half_way_is_none_and_the_one_before_counts(tmp_path):
     def save(epoch, state):
-        save_checkpoint(tmp_path, SimpleNamespace(epoch=epoch, state=state))
+        checkpoints_in(tmp_path).save(SimpleNamespace(epoch=epoch, state=state))
 
     def dies_after_a_megabyte():
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # which Python would make an exception of
@@ -355,8 +363,10 @@ def test_a_checkpoint_whose_writer_died_half_way_is_none_and_the_one_before_coun
     writer.start()
     writer.join()
     assert writer.exitcode == -signal.SIGXFSZ
-    assert 2**20 in [path.stat().st_size for path in tmp_path.iterdir()], "it did not die half way"
-    epoch, state = newest_checkpoint(tmp_path)
+    assert 2**20 in [path.stat().st_size for path in (tmp_path / CHECKPOINTS / TRIAL).iterdir()], (
+        "it did not die half way"
+    )
+    epoch, state = checkpoints_in(tmp_path).newest()
     assert epoch == 3
     assert not state["weights"].any()
 
@@ -365,24 +375,24 @@ def test_a_checkpoint_of_an_epoch_that_was_never_reported_waits_for_its_report(t
     """A kill may come between the two; a trial that went on behind it would leave epochs out."""
 
     def stored():
-        return sorted(int(path.stem) for path in tmp_path.iterdir())
+        return sorted(int(path.stem) for path in (tmp_path / CHECKPOINTS / TRIAL).iterdir())
 
     for epoch in (2, 4, 7):
-        save_checkpoint(tmp_path, SimpleNamespace(epoch=epoch, state=lambda e=epoch: {"epoch": torch.tensor(e)}))
+        checkpoints_in(tmp_path).save(SimpleNamespace(epoch=epoch, state=lambda e=epoch: {"epoch": torch.tensor(e)}))
     assert stored() == [4, 7]
-    assert newest_checkpoint(tmp_path, reported=6) == (4, {"epoch": torch.tensor(4)})
-    assert newest_checkpoint(tmp_path, reported=7)[0] == 7
-    assert newest_checkpoint(tmp_path, reported=0) == (0, None)
-    save_checkpoint(tmp_path, SimpleNamespace(epoch=6, state=lambda: {"epoch": torch.tensor(6)}))
+    assert checkpoints_in(tmp_path).newest(reported=6) == (4, {"epoch": torch.tensor(4)})
+    assert checkpoints_in(tmp_path).newest(reported=7)[0] == 7
+    assert checkpoints_in(tmp_path).newest(reported=0) == (0, None)
+    checkpoints_in(tmp_path).save(SimpleNamespace(epoch=6, state=lambda: {"epoch": torch.tensor(6)}))
     assert stored() == [4, 6], "what an attempt left that was not the last one"
 
 
 def test_a_checkpoint_that_lost_its_end_is_passed_over(tmp_path):
-    save_checkpoint(tmp_path, SimpleNamespace(epoch=3, state=lambda: {"weights": torch.zeros(1000)}))
-    whole = (tmp_path / "000003.safetensors").read_bytes()
+    checkpoints_in(tmp_path).save(SimpleNamespace(epoch=3, state=lambda: {"weights": torch.zeros(1000)}))
+    whole = (tmp_path / CHECKPOINTS / TRIAL / "000003.safetensors").read_bytes()
     for epoch, left in ((4, 1000), (5, 10), (6, 0)):
-        (tmp_path / f"{epoch:06d}.safetensors").write_bytes(whole[:left])
-    assert newest_checkpoint(tmp_path)[0] == 3
+        (tmp_path / CHECKPOINTS / TRIAL / f"{epoch:06d}.safetensors").write_bytes(whole[:left])
+    assert checkpoints_in(tmp_path).newest()[0] == 3
 
 
 # Epochs that do not end.
@@ -437,7 +447,7 @@ def test_a_trial_that_always_hangs_ends_as_crashed_and_says_where_it_stood(hangi
     out = hanging / "run"
     ((name, end),) = [(name, end) for name, end in ends_of(out).items() if end.how == "crashed"]
     assert "--epoch-timeout" in end.message
-    stood = checkpoints(out) / name / HUNG
+    stood = out / "ray" / CHECKPOINTS / name / HUNG
     assert str(stood) in end.message
     assert "in sleeps_for_ever" in stood.read_text()
 
@@ -529,7 +539,7 @@ def test_a_trial_that_met_a_full_disk_has_not_crashed_and_is_taken_up_again(tmp_
         state = SearchState(study, ledger, seed=0)
         name = state.next_trial().record.trial
         failed = SimpleNamespace(config={"trial": name}, pickled_error_file=str(error))
-        ArmScheduler(state, tmp_path).on_trial_error(None, failed)
+        ArmScheduler(state, tmp_path, Storage(tmp_path), Options(), print).on_trial_error(None, failed)
         assert state.stopping
         assert state.failure.startswith(f"{tmp_path / HUNG} cannot be written (No space left on device): free some")
         assert ledger.ends() == {}

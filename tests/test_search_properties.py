@@ -26,10 +26,12 @@ from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import Searcher
 
 from search.ledger import FILE, Ledger, TrialRecord
+from search.options import Options
 from search.scheduler import ArmScheduler
 from search.searcher import ArmSearcher
 from search.selection import ENOUGH, fair_limit, search_spend, select, within
 from search.state import CRASHES_IN_A_ROW, MAX_ATTEMPTS, SearchState
+from search.storage import Storage
 from tests.made_ledgers import new_run, row, small_study
 from tests.test_search_state import STATES, optuna_trials, rungs_of, unfinished, what_optuna_knows
 
@@ -82,8 +84,8 @@ class Search(RuleBasedStateMachine):
         self.attempts, self.starts, self.crashes = [], Counter(), Counter()
         self.ledger = Ledger.open(self.run)
         self.state = SearchState(STUDY, self.ledger, seed=0)
-        self.scheduler = ArmScheduler(self.state, self.run / "checkpoints")
-        self.searcher = ArmSearcher(self.state, self.concurrent)
+        self.scheduler = ArmScheduler(self.state, self.run, Storage(self.run / "ray"), Options(), print)
+        self.searcher = ArmSearcher(self.state, lambda: self.concurrent)
 
     # The machine's own books.
 
@@ -157,7 +159,7 @@ class Search(RuleBasedStateMachine):
             assert not self.live
             assert self.stopping or all_spent
         else:
-            trial, arm = config["trial"], config["arm"]
+            trial, arm = config["trial"], config["asked"]["arm"]
             note(f"{trial} starts, {behind} epochs behind {config['resume_from']}")
             assert not self.stopping
             assert len(self.live) < self.concurrent

@@ -245,7 +245,7 @@ def test_a_damaged_cache_is_built_again_with_a_warning(name, damage, warns, capl
     damage(folder / name)
     with caplog.at_level(logging.WARNING):
         again = build(teacher, rows)
-    assert again.folder == str(folder)
+    assert again.folder == folder
     assert [warns in message for message in caplog.messages] == [True]
     after = contents(folder)
     assert before.keys() == after.keys()

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from search.families import vision as family
 from search.payload import trial_config
-from search.runner import newest_checkpoint, save_checkpoint
+from search.runner import Checkpoints
+from search.storage import Storage
 from spaces import BadInput, load_study
 from tests.made_images import context_of, digits, telling_teacher, told_map, told_row, untrained_teacher
 from trainables import vision
@@ -127,8 +128,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one_to_the_bit(arm, hp, context,
     for result in vision.train(config, context):
         whole.append(result.metrics)
         if result.epoch == 1:
-            save_checkpoint(tmp_path, result)
-    epoch, stored = newest_checkpoint(tmp_path)
+            Checkpoints(Storage(tmp_path), "kd-00000").save(result)
+    epoch, stored = Checkpoints(Storage(tmp_path), "kd-00000").newest()
     before = {name: tensor.clone() for name, tensor in stored.items()}
     rest = list(vision.train(config, replace(context, resume_epoch=epoch, resume=stored)))
     assert [r.epoch for r in rest] == [2, 3]
@@ -533,9 +534,9 @@ def test_a_combined_trial_trains_and_resumes_on_a_gpu(precision, tmp_path):
         assert not result.diverged
         assert all(math.isfinite(value) for values in result.metrics.values() for value in values)
         if result.epoch == 1:
-            save_checkpoint(tmp_path, result)
+            Checkpoints(Storage(tmp_path), "kd-00000").save(result)
             assert all(term.norm > 0 for term in result.audits[0].values())
-    epoch, stored = newest_checkpoint(tmp_path)
+    epoch, stored = Checkpoints(Storage(tmp_path), "kd-00000").newest()
     *_, resumed = vision.train(config, replace(context, resume_epoch=epoch, resume=stored))
     state = {name: tensor.cpu().contiguous() for name, tensor in resumed.state().items()}
     expected = resumed.logits(validation.x).cpu()

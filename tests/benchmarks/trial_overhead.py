@@ -52,11 +52,12 @@ def distune_side(trials: int) -> dict[str, Any]:
     import ray
 
     from search import tuning
+    from search.cluster.connection import connected
     from search.ledger import Ledger
+    from search.options import Options
     from search.payload import Payload
     from search.progress import Progress
     from search.state import SearchState
-    from search.sweep import Options, _ray
     from spaces import Budget, load_study
     from trainables.datasets import load
 
@@ -96,7 +97,8 @@ def distune_side(trials: int) -> dict[str, Any]:
         dataset = load(dataclasses.asdict(study.data)).without_test()
         run = Path(folder) / "run"
         run.mkdir()
-        with _ray(Options(max_concurrent=WORKERS)), Ledger.create(run, {"study": study.name, "seed": 0}) as ledger:
+        options = Options(max_concurrent=WORKERS)
+        with connected(options, print) as concurrent, Ledger.create(run, {"study": study.name, "seed": 0}) as ledger:
             payload = ray.put(Payload(study, 0, dataset.train, dataset.validation, dataset.classes, ()))
             state = SearchState(study, ledger, 0)
             end = ledger.end
@@ -110,7 +112,7 @@ def distune_side(trials: int) -> dict[str, Any]:
             ledger.report = timed(ledger.report, transactions.append)  # type: ignore[method-assign]
             state.report = timed(state.report, add)  # type: ignore[method-assign]
             state.next_trial = timed(state.next_trial, add)  # type: ignore[method-assign]
-            tuning.search(state, payload, {"cpu": 1, "gpu": 0}, WORKERS, run, 3600.0, Progress(quiet=True))
+            tuning.search(state, [payload], options, concurrent, run, Progress(quiet=True))
             workers = worker_memory()
             ledger._db.execute("PRAGMA wal_checkpoint")
             size = (run / "ledger.sqlite").stat().st_size

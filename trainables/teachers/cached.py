@@ -60,17 +60,21 @@ class Wanted:
 
 @dataclass(frozen=True)
 class TeacherViews:
-    """A built cache: where it lies, and which rows its teacher was fitted on. It travels by its path.
+    """A built cache: its folder's path in the cache, and which rows its teacher was fitted on. It travels by that path.
 
     deviation: of the teacher's features by layer, over the first view. degenerate: share of flat or zero maps, by name.
     teacher: the artefact, for what runs live.
     """
 
-    folder: str
+    name: str
     fitted_on: NDArray[np.int64]
     deviation: Mapping[str, float]
     degenerate: Mapping[str, float]
     teacher: str
+
+    @property
+    def folder(self) -> Path:
+        return cache_folder() / self.name
 
     def logits(self, view: int, rows: Tensor) -> Tensor:
         """(batch, classes) float32."""
@@ -158,7 +162,9 @@ def build(teacher: ResNetTeacher, fit: Rows, spec: Mapping[str, Any], wanted: Wa
         about = _intact(folder)
         if about is None:
             about = _compute(folder, teacher, fit, views, arrays, wanted, recipe)
-    return TeacherViews(str(folder), teacher.fitted_on, about["deviation"], about["degenerate"], teacher.artefact.key)
+    return TeacherViews(
+        f"{KIND}/{key}", teacher.fitted_on, about["deviation"], about["degenerate"], teacher.artefact.key
+    )
 
 
 def projection(layer: str, channels: int, kept: int) -> Tensor:
@@ -308,6 +314,6 @@ def _digest(path: Path) -> str:
 
 
 @lru_cache(maxsize=16)
-def _opened(folder: str) -> dict[str, NDArray[np.float16]]:
+def _opened(folder: Path) -> dict[str, NDArray[np.float16]]:
     """The memory maps of a cache, opened once a process."""
-    return {path.stem: np.load(path, mmap_mode="r") for path in Path(folder).glob("*.npy")}
+    return {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("*.npy")}

@@ -1,0 +1,63 @@
+"""What a teacher has left in one node's cache, brought to the others: once a node, however many trials run there."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from trainables.cache import cache_folder
+
+Files = Mapping[str, NDArray[np.uint8]]  # {path in the cache: content}
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """Folders of the cache, by their paths in it, and a reference to their `Files`, which is read where one lacks."""
+
+    folders: tuple[str, ...]
+    files: Any
+
+
+def packed(folders: Sequence[str]) -> Files:
+    """All files of these folders of this node's cache."""
+    root = cache_folder()
+    paths = [path for folder in folders for path in sorted((root / folder).rglob("*")) if path.is_file()]
+    return {path.relative_to(root).as_posix(): np.fromfile(path, dtype=np.uint8) for path in paths}
+
+
+def place(parcels: Sequence[Parcel]) -> None:
+    """Bring to this node's cache what it lacks of them. Whoever comes second waits for the first."""
+    root = cache_folder()
+    for parcel in parcels:
+        if all((root / folder).is_dir() for folder in parcel.folders):
+            continue
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / "placing.lock"):
+            missing = [folder for folder in parcel.folders if not (root / folder).is_dir()]
+            if missing:
+                _unpack(ray.get(parcel.files), missing, root)
+
+
+def _unpack(files: Files, folders: Sequence[str], root: Path) -> None:
+    for folder in folders:
+        target = root / folder
+        target.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(prefix=target.name, dir=target.parent))
+        try:
+            for name, content in files.items():
+                if name.startswith(f"{folder}/"):
+                    path = new / name.removeprefix(f"{folder}/")
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    content.tofile(path)
+            os.rename(new, target)
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
