@@ -35,16 +35,38 @@ def id_of(made, node):
     return sockets[node.plasma_store_socket_name]
 
 
+SERVER = """
+import sys
+from pathlib import Path
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import run_simple
+
+app, failures = DomainDispatcherApplication(create_backend_app), Path(sys.argv[2])
+
+def sometimes(environ, answer):
+    left = int(failures.read_text() or 0) if failures.exists() else 0
+    if left:
+        failures.write_text(str(left - 1))
+        environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        answer("503 Slow Down", [("Content-Length", "0")])
+        return [b""]
+    return app(environ, answer)
+
+run_simple("127.0.0.1", int(sys.argv[1]), sometimes, threaded=True)
+"""
+
+
 @contextlib.contextmanager
-def s3(bucket="bucket"):
-    """moto's server with one bucket; yields what the environment must say for it."""
+def s3(failures="/nowhere", bucket="bucket"):
+    """moto's server with one bucket; yields what the environment must say for it.
+
+    failures: a file with the number of requests to come that are answered with 503.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     server = subprocess.Popen(
-        [sys.executable, "-c", f"import sys; from moto.server import main; main(['-p', '{port}'])"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        [sys.executable, "-c", SERVER, str(port), str(failures)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     url = f"http://127.0.0.1:{port}"
     try:
