@@ -27,11 +27,26 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from spaces import Study
+    from trainables import losses
+    from trainables.variants import Outputs, Term
 
-__all__ = ["Run", "load_exported", "load_study", "open_run", "sweep"]
+__all__ = ["Outputs", "Run", "Term", "load_exported", "load_study", "losses", "open_run", "sweep"]
 
 USAGE, FAILED, INTERRUPTED = 2, 1, 130
 RUNS = Path("runs")
+
+
+def __getattr__(name: str) -> Any:
+    """What a variant of one's own is written with: `from distune import Outputs, Term, losses`. torch, but no Ray."""
+    if name == "losses":
+        from trainables import losses
+
+        return losses
+    if name in ("Outputs", "Term"):
+        from trainables import variants
+
+        return getattr(variants, name)
+    raise AttributeError(f"module 'distune' has no attribute {name!r}")
 
 
 def load_study(name: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Study:

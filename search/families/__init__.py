@@ -13,6 +13,7 @@ judge(study, config, last, rows, split, validation): metrics of a trained pack b
 judge_teacher(study, teacher, rows, split): a teacher's predictions {member: (rows,)}, and facts {member: {...}}.
 sample(study, dataset): a part of it to estimate time on, and its share; without_teacher(study, config) and
 silent(study, dataset), the outputs of a teacher that says nothing: likewise.
+shapes(study, config, dataset): of one sample of what a variant is given, of student and teacher (or None).
 refuse_unusable(study, say): ValueError for what the networks, the data or the machine cannot do.
 student(study, arm, state, place): one confirmed student as a module.
 """

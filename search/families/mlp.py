@@ -16,6 +16,7 @@ from trainables import mlp
 from trainables.context import EpochResult, TeacherOutputs, TrialConfig
 from trainables.datasets import Dataset, Rows
 from trainables.evaluation import test_metrics
+from trainables.own_variants import Shapes
 from trainables.streams import Streams
 from trainables.teachers import ensemble
 
@@ -89,6 +90,10 @@ def without_teacher(study: Study, config: TrialConfig) -> TrialConfig:
 
 def refuse_unusable(study: Study, say: Callable[[str], None]) -> None:
     """Nothing: whatever its spaces allow can be trained."""
+
+
+def shapes(study: Study, config: TrialConfig, dataset: Dataset) -> tuple[Shapes, Shapes | None]:
+    return mlp.shapes(config, dataset.classes)
 
 
 def student(study: Study, arm: str, state: Mapping[str, Tensor], place: int) -> nn.Module:

@@ -18,6 +18,7 @@ from trainables.context import EpochResult, TableOutputs, TrialConfig
 from trainables.datasets import Dataset, Rows, load
 from trainables.encoding import Encoder
 from trainables.evaluation import latency
+from trainables.own_variants import Shapes
 from trainables.streams import Streams
 from trainables.teachers import table_models
 
@@ -133,6 +134,10 @@ def refuse_unusable(study: Study, say: Callable[[str], None]) -> None:
     table_models.refuse_uninstalled(asdict(study.teacher)["models"])
     for note in load(asdict(study.data)).notes:
         say(f"data: {note}")
+
+
+def shapes(study: Study, config: TrialConfig, dataset: Dataset) -> tuple[Shapes, Shapes | None]:
+    return tabular.shapes(config, len(asdict(study.teacher)["models"]))
 
 
 def student(study: Study, arm: str, state: Mapping[str, Tensor], place: int) -> nn.Module:
