@@ -528,6 +528,31 @@ def audit(study: StudyArgument, set_: Set = None, as_json: AsJson = False) -> No
 
 
 @app.command()
+def check(
+    study: StudyArgument,
+    quick: Annotated[bool, typer.Option("--quick", help="Of the small budget.")] = False,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a sweep would do and cost, and whether it can: data, shapes, gradients, packing, memory, time.
+
+    \b
+    distune check mlp-ensemble
+    distune check my-study.yaml --quick
+
+    A variant of your own is called on a dry batch, under its default and at every end of its space. No teacher is
+    trained.
+    """
+    from analysis.listing import show_check
+    from search.local import check_study
+    from spaces import adjust
+
+    chosen = adjust(load_study(study, set_ or []), quick=quick)
+    found = check_study(chosen, None, lambda line: print(line, file=sys.stderr))
+    _print_json(found) if as_json else show_check(found)
+
+
+@app.command()
 def dashboard(
     run: RunArgument,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any that is free.")] = 8080,

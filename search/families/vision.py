@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from search.families import mlp
 from spaces import Arm, Study
-from spaces.families import ORDINARY
+from spaces.families import ORDINARY, is_own
 from trainables import vision
 from trainables.context import EpochResult, TrialConfig
 from trainables.datasets import Dataset, Rows, load
@@ -27,7 +28,7 @@ TRAINABLE = "trainables.vision:train"
 PACKS = False
 SAMPLE = 256  # images that an estimate of time is made from
 
-inputs, judged, judge_teacher, silent = mlp.inputs, mlp.judged, mlp.judge_teacher, mlp.silent
+inputs, judged, judge_teacher = mlp.inputs, mlp.judged, mlp.judge_teacher
 
 
 def build_teacher(
@@ -109,8 +110,22 @@ def shapes(study: Study, config: TrialConfig, dataset: Dataset) -> tuple[Shapes,
     return vision.shapes(config, dataset.classes, student, wanted_shapes(kept, dataset.classes, teacher, widest))
 
 
+def made_up(study: Study, dataset: Dataset, folder: Path) -> cached.TeacherViews:
+    """As it would be cached: a study that runs its teacher live must say otherwise."""
+    fit, views = dataset.train, study.views
+    teacher = feature_shapes(resnet.untrained(asdict(study.teacher), fit, dataset.classes), *fit.x.shape[1:])
+    kept = wanted(uses(study), tuple(teacher))
+    arrays = cached.wanted_shapes(kept, dataset.classes, teacher, views.alignment_channels)
+    return cached.made_up(folder, arrays, views.count if views.pad or views.flip else 1, len(fit))
+
+
 def without_teacher(study: Study, config: TrialConfig) -> TrialConfig:
-    """The arm as its student would train on labels, which costs about the same: its teacher's views are cached."""
+    """The arm as its student would train on labels, which costs about the same: its teacher's views are cached.
+
+    What a user's variant costs is not known, and so it is left as it is.
+    """
+    if is_own(config.variant):
+        return config
     hp = {name: config.hp[name] for name in ORDINARY[study.family]}
     return replace(config, variant="hard_labels", hp=hp, teacher_rows="none", dead_terms=(), audit_at=())
 
