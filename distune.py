@@ -230,6 +230,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+new = typer.Typer(help="Write a starting point: `distune new study NAME`.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(new, name="new")
+
 StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A built-in study or the path of a .yaml file.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Set = Annotated[
@@ -267,6 +270,28 @@ def studies(
         describe(load_study(name))
     else:
         list_studies(BUILT_IN.values())
+
+
+@new.command("study")
+def new_study(
+    name: Annotated[Path, typer.Argument(metavar="NAME", help="Folder to write, new; the study is named as it is.")],
+    source: Annotated[
+        str, typer.Option("--from", metavar="mlp-ensemble|image-folder|csv", help="What to begin with.")
+    ] = "mlp-ensemble",
+) -> None:
+    """Write a commented study and a variant of your own, which run as they are.
+
+    \b
+    distune new study my-study
+    distune new study my-images --from image-folder
+    distune check my-study/study.yaml
+    distune sweep my-study/study.yaml --quick
+    """
+    from spaces.new_study import write
+
+    for path in write(name, source):
+        print(path)
+    print(f"next: distune check {name / 'study.yaml'}")
 
 
 @app.command("sweep")
