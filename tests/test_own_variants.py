@@ -3,7 +3,6 @@
 import json
 import textwrap
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +11,10 @@ import yaml
 
 from search import families, revisions
 from search.local import check_study
-from search.payload import TRAIN, examine_own_variants, load_trainable, payload_of, refuse_unusable, trial_config
+from search.payload import examine_own_variants, refuse_unusable
 from search.seeds import SEARCH
 from spaces import BadInput, load_study, to_yaml
+from tests.own_studies import parameters, trained
 from trainables.datasets import load
 
 HEAD = "import torch\nfrom distune import Outputs, Term, losses\n\n\ndef mine(student, teacher, labels, hp):\n"
@@ -213,28 +213,6 @@ BODIES = {
     + "    kd = torch.stack([losses.hinton_kd(s, t, float(y.item() + 1)) for s, t, y in zip(student.logits, "
     'teacher.logits, labels)])\n    return {"ce": Term(ce, 1.0), "kd": Term(kd, hp["beta"])}\n',
 }
-
-
-def context_of(study):
-    """What the family trains on, with a made-up teacher."""
-    dataset = load(asdict(study.data))
-    teacher = families.of(study).made_up(study, dataset, Path())
-    return payload_of(study, 0, dataset, TRAIN, [teacher]).context()
-
-
-def trained(study, replicates, epochs=2, arm="mine"):
-    config = trial_config(study, arm, study.arms[arm].default, replicates, epochs=epochs)
-    with torch.random.fork_rng():
-        torch.set_default_dtype(torch.float64)
-        try:
-            *_, last = load_trainable(study)(config, context_of(study))
-        finally:
-            torch.set_default_dtype(torch.float32)
-    return last
-
-
-def parameters(result):
-    return {k: v for k, v in result.state().items() if k.startswith(("model.", "extras."))}
 
 
 @pytest.mark.parametrize("how", BODIES)
