@@ -85,7 +85,7 @@ class Keeping:
 def train_to_end(
     job: Job,
     payload: Payload,
-    parcels: Sequence[placement.Parcel],
+    parcels: Sequence[placement.Parcel | placement.Code],
     judged: Mapping[str, Rows] | None,
     keeping: Keeping,
 ) -> list[dict[str, Any]]:

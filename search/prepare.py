@@ -54,12 +54,14 @@ def load_dataset(study: Study) -> Dataset:
 
 @ray.remote(num_returns=3)
 def label_rows(
-    study: Study, seed: int, dataset: Dataset, fit: str, teacher_set: int, elsewhere: bool
+    study: Study, seed: int, dataset: Dataset, fit: str, teacher_set: int, code: placement.Code | None
 ) -> tuple[Any, TeacherBuilt, placement.Files]:
     """Teacher set number `teacher_set` on the rows `fit`, from the cache or trained now; refused if it saw others.
 
-    elsewhere: whether it is read on other nodes too; what they need of this one's cache then comes with it.
+    code: the user's own files, on a cluster. What other nodes need of this one's cache then comes with the outputs.
     """
+    if code is not None:
+        placement.place([code])
     teacher = build_teacher(study, seed, dataset, fit, teacher_set)
     family, artefact = families.of(study), teacher.artefact
     validation = dataset.validation if fit == TRAIN else None
@@ -71,7 +73,7 @@ def label_rows(
         folders.append(outputs.folder)
     names = tuple(path.relative_to(root).as_posix() for path in folders)
     built = TeacherBuilt(fit, teacher_set, artefact.key, seconds, teacher.parameters, notes, names)
-    return outputs, built, placement.packed(names) if elsewhere else {}
+    return outputs, built, {} if code is None else placement.packed(names)
 
 
 @ray.remote
@@ -80,7 +82,7 @@ def make_payload(study: Study, seed: int, dataset: Dataset, fit: str, *teachers:
 
 
 @ray.remote
-def audit_first_step(payload: Payload, parcels: list[placement.Parcel]) -> None:
+def audit_first_step(payload: Payload, parcels: list[placement.Parcel | placement.Code]) -> None:
     """Every arm's loss at its default, before anything is spent. Raises DeadTerm as a trial would."""
     placement.place(parcels)
     for name, arm in payload.study.arms.items():
@@ -97,7 +99,12 @@ def open_test(study: Study, seed: int, dataset: Dataset, fit: str) -> tuple[dict
 
 @ray.remote
 def judge_teacher(
-    study: Study, seed: int, dataset: Dataset, fit: str, teacher_set: int, parcels: list[placement.Parcel]
+    study: Study,
+    seed: int,
+    dataset: Dataset,
+    fit: str,
+    teacher_set: int,
+    parcels: list[placement.Parcel | placement.Code],
 ) -> tuple[dict[tuple[int, str], Any], dict[int, dict[str, Any]]]:
     """What a teacher set predicts of the test rows by (member, split), -1 the whole, and facts of each member."""
     placement.place(parcels)

@@ -11,10 +11,11 @@ from typing import Any
 
 import ray
 from ray.exceptions import OutOfMemoryError, WorkerCrashedError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from search import confirm, prepare, records, revisions, tuning
 from search.cluster.connection import Interrupted, connected, handling
-from search.cluster.placement import Parcel
+from search.cluster.placement import Code, Parcel
 from search.deadline import Deadline
 from search.disk import what_is_full
 from search.ledger import FILE, OUT_OF_TIME, Ledger, Revision, unusable
@@ -202,15 +203,15 @@ def _prepare(study: Study, ledger: Ledger, seed: int, options: Options, progress
     """Data and teachers into the cluster, and every arm's first step audited."""
     resources = {"num_cpus": options.cpus_per_trial, "num_gpus": options.gpus_per_trial}
     with _phase(ledger, "preparation"):
-        dataset = prepare.load_dataset.remote(study)
+        code = None if options.address is None else Code.of(study)
+        dataset = prepare.load_dataset.options(**_beside_the_driver(options)).remote(study)
         wanted = teacher_sets(study)
         tick = progress.phase("data and teachers", len(wanted))
         outputs: dict[tuple[str, int], Any] = {}
         files: dict[tuple[str, int], Any] = {}
         asked = {}
         for fit, k in wanted:
-            elsewhere = options.address is not None
-            task = prepare.label_rows.options(**resources).remote(study, seed, dataset, fit, k, elsewhere)
+            task = prepare.label_rows.options(**resources).remote(study, seed, dataset, fit, k, code)
             outputs[fit, k], record, files[fit, k] = task
             asked[record] = (fit, k)
         parcels = {}
@@ -226,11 +227,19 @@ def _prepare(study: Study, ledger: Ledger, seed: int, options: Options, progress
 
         def shared(fit: str, sets: Sequence[tuple[str, int]]) -> list[Any]:
             payload = prepare.make_payload.remote(study, seed, dataset, fit, *[outputs[which] for which in sets])
-            return [payload, *[parcels[which] for which in sets]]
+            return [payload, *([] if code is None else [code]), *[parcels[which] for which in sets]]
 
         searched, confirmed = shared(TRAIN, [(TRAIN, 0)]), shared(study.confirm_on, confirm_sets)
         ray.get(prepare.audit_first_step.remote(searched[0], searched[1:]))
     return Prepared(dataset, searched, {TRAIN: searched} | {study.confirm_on: confirmed})
+
+
+def _beside_the_driver(options: Options) -> dict[str, Any]:
+    """On a cluster, where a task must run that reads the user's files: they lie where the sweep was begun."""
+    if options.address is None:
+        return {}
+    here = ray.get_runtime_context().get_node_id()
+    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=True)}
 
 
 def _refuse_other_rows(ledger: Ledger, built: TeacherBuilt) -> None:

@@ -1,5 +1,6 @@
 """A store that keeps what must outlive a machine: a folder, a bucket, and one that answers 503 for a while."""
 
+import dataclasses
 import threading
 
 import pytest
@@ -17,6 +18,7 @@ from search.storage import Storage
 from spaces import BadInput
 from tests.clusters import s3
 from tests.made_ledgers import new_run, row, small_study
+from trainables import by_path
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +119,11 @@ def test_a_ledger_that_is_lost_is_made_of_its_snapshot_and_what_came_after_it(tm
         }
         assert [e.epoch for e in ledger.epochs(trial="kd-00000")] == list(epochs)
         assert records.merge(place, ledger) == (0, 0)
-        state = SearchState(STUDY, ledger, seed=0)
+        budget = dataclasses.replace(STUDY.budget, seed_epochs_per_arm=100_000)
+        state = SearchState(dataclasses.replace(STUDY, budget=budget), ledger, seed=0)
+        state.standing["kd"].spent = 0  # so that it is asked soon
         assert [live.record.trial for live in state.waiting] == ["kd-00003"]
-        asked_anew = [state.next_trial().record.trial for _ in range(200)]
+        asked_anew = [state.next_trial().record.trial for _ in range(20)]
         assert asked_anew[0] == "kd-00003"
         kd = [name for name in asked_anew[1:] if name.startswith("kd-")]
         assert kd[:2] == ["kd-00001", "kd-00004"]  # of the first nothing was left
@@ -203,3 +207,18 @@ def test_how_many_trials_share_a_gpu_is_advised_from_what_one_has_taken():
     )
     assert "--gpus-per-trial 0.5 avoids it" in on_sharing(7.4 * gib, 18 * gib, 0.25)
     assert on_sharing(7.4 * gib, 10 * gib, 1.0).endswith("1 fit, 1 run at once there")
+
+
+def test_a_users_file_runs_on_a_node_that_does_not_have_it_as_it_is_where_the_sweep_was_begun(tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text("def kd(student, teacher, labels, hp):\n    return 'the driver\\'s'\n")
+    arm = dataclasses.replace(STUDY.arms["kd"], variant=f"{mine}:kd")
+    code = placement.Code.of(dataclasses.replace(STUDY, arms={**STUDY.arms, "kd": arm}))
+    assert code.files.keys() == {str(mine)}
+    try:
+        for there in ("def kd(*_):\n    return 'an old copy'\n", None):
+            mine.write_text(there) if there else mine.unlink()
+            placement.place([code])
+            assert by_path.load(f"{mine}:kd")(None, None, None, None) == "the driver's"
+    finally:
+        by_path._brought.clear()

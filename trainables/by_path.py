@@ -5,8 +5,13 @@ import hashlib
 import importlib.util
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from trainables.cache import cache_folder
+
+_brought: dict[str, str] = {}  # the text of files that lie on another machine, by their paths there
 
 
 class Unloadable(ValueError):
@@ -30,8 +35,15 @@ def load(source: str) -> Any:
     return found
 
 
+def bring(files: Mapping[str, str]) -> None:
+    """From now on these paths are of these files, {path: text}, whatever lies there on this machine."""
+    _brought.update(files)
+
+
 def namespace(path: str) -> dict[str, Any]:
     """Every name that the file defines. Raises Unloadable as `load` does."""
+    if path in _brought:
+        path = str(_written_here(path))
     if not Path(path).is_file():
         raise Unloadable(f"{path}: no such file")
     name = "distune_own_" + hashlib.blake2b(path.encode(), digest_size=6).hexdigest()
@@ -45,6 +57,17 @@ def namespace(path: str) -> dict[str, Any]:
     except Exception as error:
         raise Unloadable(f"{place(error, path)}: {described(error)}") from error
     return vars(module)
+
+
+def _written_here(path: str) -> Path:
+    text = _brought[path]
+    key = hashlib.blake2b(f"{path}\n{text}".encode(), digest_size=10).hexdigest()
+    file = cache_folder() / "code" / key / Path(path).name
+    if not file.is_file():
+        from trainables.artefacts import write_atomically  # which needs torch, and a user's file mostly does
+
+        write_atomically(file, text.encode())
+    return file
 
 
 def place(error: BaseException, path: str) -> str:

@@ -1,10 +1,10 @@
-"""What a teacher has left in one node's cache, brought to the others: once a node, however many trials run there."""
+"""What lies on one node, brought to the others: a teacher's files once a node, however many trials run there."""
 
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import ray
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from spaces import Study
+from trainables import by_path
 from trainables.cache import cache_folder
 
 Files = Mapping[str, NDArray[np.uint8]]  # {path in the cache: content}
@@ -26,6 +28,30 @@ class Parcel:
     files: Any
 
 
+@dataclass(frozen=True)
+class Code:
+    """The user's own files that a study names, {path: text} as they are on the driver's machine."""
+
+    files: Mapping[str, str]
+
+    @staticmethod
+    def of(study: Study) -> "Code":
+        paths = {text.rpartition(":")[0] for text in _texts(asdict(study))}
+        files = [path for path in paths if path.endswith(".py") and Path(path).is_file()]
+        return Code({path: Path(path).read_text(encoding="utf-8") for path in sorted(files)})
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _texts(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _texts(part)
+
+
 def packed(folders: Sequence[str]) -> Files:
     """All files of these folders of this node's cache."""
     root = cache_folder()
@@ -33,10 +59,13 @@ def packed(folders: Sequence[str]) -> Files:
     return {path.relative_to(root).as_posix(): np.fromfile(path, dtype=np.uint8) for path in paths}
 
 
-def place(parcels: Sequence[Parcel]) -> None:
-    """Bring to this node's cache what it lacks of them. Whoever comes second waits for the first."""
+def place(parcels: Sequence[Parcel | Code]) -> None:
+    """Bring to this node what it lacks of them. Whoever comes second waits for the first."""
     root = cache_folder()
     for parcel in parcels:
+        if isinstance(parcel, Code):
+            by_path.bring(parcel.files)
+            continue
         if all((root / folder).is_dir() for folder in parcel.folders):
             continue
         root.mkdir(parents=True, exist_ok=True)
