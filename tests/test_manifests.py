@@ -30,7 +30,7 @@ FOLDER = Path(distune.__file__).parent / "search" / "cluster"
 LAUNCHER = ("aws.yaml", "gcp.yaml")
 SWEEPING = (*LAUNCHER, "kuberay.yaml", "slurm.sh")
 MANIFESTS = (*SWEEPING, "Containerfile")
-NOT_YET = ("--storage",)  # options that manifests use and `distune sweep` may not have yet
+NOT_YET = {"sweep": ["--storage"], "resume": ["--address", "--out"]}  # options that the commands may not have yet
 KUBERNETES = "1.30"
 
 
@@ -233,21 +233,23 @@ def test_the_slurm_script_passes_bash_and_shellcheck():
 @pytest.mark.parametrize("name", SWEEPING)
 def test_every_distune_command_is_one(name):
     known = typer.main.get_command(distune.app).commands
-    given = commands(name, "distune", "sweep")
-    assert given
-    for arguments in given:
-        for option in NOT_YET:
-            at = arguments.index(option)
-            assert re.match(r"s3://|gs://|1", arguments[at + 1])
-            if not any(option in parameter.opts for parameter in known["sweep"].params):
-                del arguments[at : at + 2]
-        found = parsed(known["sweep"], arguments)
-        assert found["address"] == "auto"
-        assert found["gpus_per_trial"] == 0.5
-        assert found["max_concurrent"] > 1
-        load_study(found["study"])
-    assert all(parsed(known["resume"], arguments)["run"] for arguments in commands(name, "distune", "resume"))
-    assert commands(name, "distune", "resume"), "what to do when the head is lost"
+    found = {subcommand: [] for subcommand in NOT_YET}
+    for subcommand, not_yet in NOT_YET.items():
+        has = {option for parameter in known[subcommand].params for option in parameter.opts}
+        for arguments in commands(name, "distune", subcommand):
+            for option in not_yet:
+                at = arguments.index(option)
+                if option not in has:
+                    del arguments[at : at + 2]
+            found[subcommand].append(parsed(known[subcommand], arguments))
+    (sweep,), (_,) = found.values()
+    load_study(sweep["study"])
+    assert sweep["address"] == "auto"
+    assert sweep["gpus_per_trial"] == 0.5
+    assert sweep["max_concurrent"] > 1
+    asked, resumed = (commands(name, "distune", subcommand)[0] for subcommand in NOT_YET)
+    storage, out = (asked[asked.index(option) + 1] for option in ("--storage", "--out"))
+    assert resumed[0] == f"{storage}/{Path(out).name}", "a sweep's place in a storage is called as its run folder"
 
 
 @pytest.mark.parametrize("name", SWEEPING)
@@ -255,7 +257,7 @@ def test_every_ray_command_is_one(name):
     start = commands(name, "ray", "start")
     for arguments in start:
         parsed(ray_cli.commands["start"], arguments)
-    for subcommand in ("stop", "status", "up", "down", "dashboard", "rsync-down", "get-auth-token"):
+    for subcommand in ("stop", "status", "up", "down", "dashboard", "rsync-down", "exec", "get-auth-token"):
         for arguments in commands(name, "ray", subcommand):
             parsed(
                 ray_cli.commands[subcommand.replace("-", "_") if subcommand not in ray_cli.commands else subcommand],

@@ -18,7 +18,7 @@
 set -euo pipefail
 
 shared=${DISTUNE_SHARED:-/shared/YOUR-GROUP/distune} # a folder that all nodes see, with a virtual environment in it
-storage=$shared/sweeps/first
+storage=$shared/sweeps
 # shellcheck disable=SC1091
 source "$shared/venv/bin/activate"
 mkdir -p "${TMPDIR:-/tmp}/distune-$SLURM_JOB_ID" && cd "$_" # run folders lie on the node's own disk
@@ -45,8 +45,8 @@ if ((SLURM_JOB_NUM_NODES > 1)); then
     --no-kill --kill-on-bad-exit=0 ray start --block --address="$RAY_ADDRESS" --num-cpus="$SLURM_CPUS_PER_TASK" &
 fi
 
-if [[ -e $storage ]]; then
-  distune resume "$storage" &
+if [[ -e $storage/first ]]; then
+  distune resume "$storage/first" --address auto --out first &
 else
   distune sweep mlp-ensemble --address auto --storage "$storage" --gpus-per-trial 0.5 --max-concurrent 32 --out first &
 fi
