@@ -6,12 +6,13 @@
 
 Up to eight Ray nodes on this machine share the workers' logical processors; a ninth, the head, runs no trials. A trial
 reports at four rungs as a training one does, and in between it sleeps: evenly drawn from half to one and a half times
---trial-seconds in all, so what is measured is scheduling. The search is `distune sweep`'s, with Optuna, rungs, ledger
-and progress on. `efficiency` is the time that trials slept in the window, over workers times window; the window goes
-from the moment when every worker has begun its first trial to the last that is asked, --window seconds later.
-`trials_a_second` are those asked in it. With 0 s there is nothing to sleep, and they are the driver's own ceiling: no
-efficiency, and a window from the first trial's end. `driver_mb` is the driver's peak memory, `nodes_mb` what the
-workers and agents of all nodes together hold in the end, shared pages divided among them.
+--trial-seconds in all, so that scheduling is what is measured. The search is `distune sweep`'s, with Optuna, rungs,
+ledger and progress on. `efficiency` is the time that trials slept in the window, over workers times window; the window
+goes from the moment when every worker has begun its first trial to the last that is asked, --window seconds later or
+when the budget is spent. `trials_a_second` are those asked in it. With 0 s there is nothing to sleep, and they are the
+driver's own ceiling: no efficiency, and a window from the first trial's begin. `driver_mb` is the driver's peak memory,
+`nodes_mb` what the workers and agents of all nodes hold in the end, shared pages divided among them. Workers import an
+empty stand-in for torch: with torch each holds half a GB, and 64 would not fit on a small machine.
 
 With --trials trials follow the recorded curves of `mlp-ensemble` (tests/benchmarks/curves), stopped at rungs as real
 ones are, as fast as they can.
@@ -37,6 +38,7 @@ from tests.benchmarks.search_quality import CURVES
 
 RUNGS = (1, 2, 4, 8)
 NODES = 8
+FASTEST = 60.0  # trials a second that no driver exceeds
 SLEEPING = """
 import os, random, time
 
@@ -76,14 +78,61 @@ def train(config, context):
         yield EpochResult(epoch, {{"val_accuracy": score, "val_nll": nll}}, 1, {{}}, False, dict, lambda x: x)
 """
 
+# Found by workers when they start: whatever they import of torch is there and does nothing.
+NO_TORCH = """
+import importlib.abc, importlib.machinery, sys, types
 
-def sleeping_study(path: Path, seconds: float) -> Any:
-    """Two arms with more budget than any window spends; no trial is stopped."""
+
+class Kind(type):
+    def __getattr__(cls, name):
+        return nothing(name)
+
+
+class Nothing(metaclass=Kind):
+    def __init__(self, *args, **kwargs): ...
+    def __bool__(self): return False
+    def __call__(self, *args, **kwargs): return args[0] if args else self
+    def __getattr__(self, name): return nothing(name)
+
+
+def nothing(name):
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return Kind(name, (Nothing,), {})
+
+
+class Empty(types.ModuleType):
+    __path__, __version__ = [], "2.14.0"
+
+    def __getattr__(self, name):
+        setattr(self, name, nothing(name))
+        return self.__dict__[name]
+
+
+class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "torchvision"):
+            return importlib.machinery.ModuleSpec(name, self, is_package=True)
+
+    def create_module(self, spec): return Empty(spec.name)
+    def exec_module(self, module): ...
+
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def sleeping_study(path: Path, workers: int, seconds: float, window: float) -> Any:
+    """Two arms with the budget for the window and for two seconds before it in which each worker starts.
+
+    It decides when Optuna's random trials end and its own proposals begin. No trial is stopped at a rung.
+    """
     from spaces import Budget
 
     path.write_text(SLEEPING.format(seconds=seconds))
+    a_second = min(FASTEST, workers / seconds) if seconds else FASTEST
     budget = Budget(
-        seed_epochs_per_arm=10**6 * RUNGS[-1],
+        seed_epochs_per_arm=math.ceil(a_second * (window + 2 * workers) / 2) * RUNGS[-1],
         seeds_per_trial=1,
         confirm_seeds=8,
         max_epochs=RUNGS[-1],
@@ -94,13 +143,14 @@ def sleeping_study(path: Path, seconds: float) -> Any:
 
 
 def tabulated_study(path: Path, trials: int) -> Any:
-    """Two arms under the study's own budget for a trial, with enough for so many trials of mean cost."""
+    """Three arms under the study's own budget for a trial, with enough for so many trials of mean cost."""
     from spaces import load_study
 
     path.write_text(TABULATED.format(curves=str(CURVES)))
     budget = dataclasses.replace(load_study("mlp-ensemble").budget, reevaluate_share=0.0)
-    each = math.ceil(trials / 2 * budget.mean_trial_cost)
-    return _study(path, ("hard_labels", "kd"), dataclasses.replace(budget, seed_epochs_per_arm=each))
+    arms = ("hard_labels", "hard_labels_again", "kd")
+    each = math.ceil(trials / len(arms) * budget.mean_trial_cost)
+    return _study(path, arms, dataclasses.replace(budget, seed_epochs_per_arm=each))
 
 
 def _study(path: Path, arms: Sequence[str], budget: Any) -> Any:
@@ -192,8 +242,11 @@ def side(workers: int, seconds: float, window: float, trials: int | None) -> dic
         return Payload(study, 0, dataset.train, dataset.validation, dataset.classes, ())
 
     with tempfile.TemporaryDirectory() as folder, nodes(workers) as address:
-        path, run = Path(folder) / "trainable.py", Path(folder) / "run"
-        study = sleeping_study(path, seconds) if trials is None else tabulated_study(path, trials)
+        path, run, first = (Path(folder) / name for name in ("trainable.py", "run", "first"))
+        first.mkdir()
+        (first / "sitecustomize.py").write_text(NO_TORCH)
+        tuning.WORKER_ENVIRONMENT["PYTHONPATH"] = str(first)
+        study = sleeping_study(path, workers, seconds, window) if trials is None else tabulated_study(path, trials)
         run.mkdir()
         options = Options(max_concurrent=workers, address=address)
         with _ray(options), Ledger.create(run, {"study": study.name, "seed": 0}) as ledger:
