@@ -31,6 +31,7 @@ class Search:
 def search(monkeypatch):
     made = Search()
     monkeypatch.setattr(cluster_scaling.time, "monotonic", lambda: made.clock)
+    monkeypatch.setattr(cluster_scaling, "nodes_memory", lambda: [100.0, 50.0])
     return made
 
 
@@ -44,6 +45,7 @@ def test_efficiency_is_slept_time_in_the_window_over_what_the_workers_had(search
     assert found["window_s"] == 20
     assert found["efficiency"] == pytest.approx((2 + 4 + 4 + 4 + 2 + 4 * 4) / 2 / 20)
     assert found["trials_a_second"] == pytest.approx(8 / 20)
+    assert found["nodes_mb"] == 150
     assert search.state.stopping
 
 

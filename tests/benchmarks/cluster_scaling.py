@@ -11,11 +11,11 @@ ledger and progress on. `efficiency` is the time that trials slept in the window
 goes from the moment when every worker has begun its first trial to the last that is asked, --window seconds later or
 when the budget is spent. `trials_a_second` are those asked in it. With 0 s there is nothing to sleep, and they are the
 driver's own ceiling: no efficiency, and a window from the first trial's begin. `driver_mb` is the driver's peak memory,
-`nodes_mb` what the workers and agents of all nodes hold in the end, shared pages divided among them. Workers import an
-empty stand-in for torch: with torch each holds half a GB, and 64 would not fit on a small machine.
+`nodes_mb` what the workers and agents of all nodes hold when no more is asked, shared pages divided among them. Workers
+import an empty stand-in for torch: with torch each holds half a GB, and 64 would not fit on a small machine.
 
-With --trials trials follow the recorded curves of `mlp-ensemble` (tests/benchmarks/curves), stopped at rungs as real
-ones are, as fast as they can.
+With --trials about so many trials follow the recorded curves of `mlp-ensemble` (tests/benchmarks/curves), stopped at
+rungs as real ones are, as fast as they can.
 """
 
 import argparse
@@ -171,6 +171,7 @@ class Watched:
         self.slept: list[tuple[float, float]] = []
         self.first: dict[float, float] = {}  # when each worker began its first trial, by process
         self.begins: float | None = None  # the window
+        self.nodes_mb = 0.0
         state.report, state.next_trial = self.report, self.next_trial
 
     def report(self, trial: str, rows: Sequence[Any], diverged: str | bool) -> bool:
@@ -187,10 +188,11 @@ class Watched:
         now = time.monotonic()
         if self.begins is not None and now > self.begins + self._window:
             self._state.stopping = True
-            return None
-        live = self._next()
+        live = None if self._state.stopping else self._next()
         if live is not None:
             self.asked.append(now)
+        elif not self.nodes_mb:  # while the last trials run
+            self.nodes_mb = sum(nodes_memory())
         return live
 
     def figures(self) -> dict[str, float]:
@@ -203,6 +205,7 @@ class Watched:
             "trials_a_second": in_window / (ends - begins),
             "trials": len(self.asked),
             "window_s": ends - begins,
+            "nodes_mb": self.nodes_mb,
         }
 
 
@@ -252,19 +255,13 @@ def side(workers: int, seconds: float, window: float, trials: int | None) -> dic
         with _ray(options), Ledger.create(run, {"study": study.name, "seed": 0}) as ledger:
             payload = make.remote(study)
             state = SearchState(study, ledger, 0)
-            watched = None
-            if trials is None:
-                watched = Watched(state, workers if seconds else 1, window)
+            watched = Watched(state, workers if seconds else 1, window) if trials is None else None
             began = time.monotonic()
             tuning.search(state, payload, {"cpu": 1, "gpu": 0}, workers, run, 3600.0, Progress())
-            took = time.monotonic() - began
-            found: dict[str, Any] = watched.figures() if watched else {}
-            if watched is None:
-                count = len(ledger.trials())
-                found = {"trials": count, "seconds": took, "trials_a_second": count / took}
-            elif not seconds:
-                del found["efficiency"]
-            found["nodes_mb"] = sum(nodes_memory())
+            took, count = time.monotonic() - began, len(ledger.trials())
+    found = watched.figures() if watched else {"trials": count, "seconds": took, "trials_a_second": count / took}
+    if not seconds:
+        found.pop("efficiency", None)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return found | {"driver_mb": peak / (1e6 if sys.platform == "darwin" else 1e3)}
 
