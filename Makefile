@@ -21,6 +21,8 @@ bench: install  ## minutes: the slow acceptance tests and the side-by-side figur
 	$(BIN)/python -m tests.benchmarks.image_throughput --json
 	$(BIN)/python -m tests.benchmarks.table_memory --json
 	$(BIN)/python -m tests.benchmarks.trial_overhead --trials 2000 --repeats 3 --json
+	$(BIN)/python -m tests.benchmarks.cluster_scaling --json
+	$(BIN)/python -m tests.benchmarks.cluster_scaling --workers 64 --trials 10000 --repeats 1 --json
 	$(BIN)/python -m tests.benchmarks.rebuild --trials 10000 --json
 	$(BIN)/python -m tests.benchmarks.report_size --trials 10000 --json
 	$(BIN)/python -m tests.benchmarks.search_quality --repeats 50 --json
