@@ -30,7 +30,6 @@ FOLDER = Path(distune.__file__).parent / "search" / "cluster"
 LAUNCHER = ("aws.yaml", "gcp.yaml")
 SWEEPING = (*LAUNCHER, "kuberay.yaml", "slurm.sh")
 MANIFESTS = (*SWEEPING, "Containerfile")
-NOT_YET = {"sweep": ["--storage"], "resume": ["--address", "--out"]}  # options that the commands may not have yet
 KUBERNETES = "1.30"
 
 
@@ -102,7 +101,7 @@ def commands(name, program, subcommand):
     found = []
     for line in lines(name):
         plain = re.sub(r"\$\(\(.*?\)\)|\$\w+", "1", line)
-        for match in re.finditer(rf"(?<![\w/-]){program} {subcommand}\b([^`&;|]*)", plain):
+        for match in re.finditer(rf"(?<![\w/'-]){program} {subcommand}\b([^`&;|]*)", plain):
             found.append(shlex.split(match[1], comments=True))
     return found
 
@@ -233,21 +232,14 @@ def test_the_slurm_script_passes_bash_and_shellcheck():
 @pytest.mark.parametrize("name", SWEEPING)
 def test_every_distune_command_is_one(name):
     known = typer.main.get_command(distune.app).commands
-    found = {subcommand: [] for subcommand in NOT_YET}
-    for subcommand, not_yet in NOT_YET.items():
-        has = {option for parameter in known[subcommand].params for option in parameter.opts}
-        for arguments in commands(name, "distune", subcommand):
-            for option in not_yet:
-                at = arguments.index(option)
-                if option not in has:
-                    del arguments[at : at + 2]
-            found[subcommand].append(parsed(known[subcommand], arguments))
-    (sweep,), (_,) = found.values()
+    ((asked, sweep),), ((resumed, _),) = (
+        [(words, parsed(known[subcommand], words)) for words in commands(name, "distune", subcommand)]
+        for subcommand in ("sweep", "resume")
+    )
     load_study(sweep["study"])
     assert sweep["address"] == "auto"
     assert sweep["gpus_per_trial"] == 0.5
     assert sweep["max_concurrent"] > 1
-    asked, resumed = (commands(name, "distune", subcommand)[0] for subcommand in NOT_YET)
     storage, out = (asked[asked.index(option) + 1] for option in ("--storage", "--out"))
     assert resumed[0] == f"{storage}/{Path(out).name}", "a sweep's place in a storage is called as its run folder"
 
