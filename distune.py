@@ -27,11 +27,26 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from spaces import Study
+    from trainables import losses
+    from trainables.variants import Outputs, Term
 
-__all__ = ["Run", "load_exported", "load_study", "open_run", "sweep"]
+__all__ = ["Outputs", "Run", "Term", "load_exported", "load_study", "losses", "open_run", "sweep"]
 
 USAGE, FAILED, INTERRUPTED = 2, 1, 130
 RUNS = Path("runs")
+
+
+def __getattr__(name: str) -> Any:
+    """What a variant of one's own is written with: `from distune import Outputs, Term, losses`. torch, but no Ray."""
+    if name == "losses":
+        from trainables import losses
+
+        return losses
+    if name in ("Outputs", "Term"):
+        from trainables import variants
+
+        return getattr(variants, name)
+    raise AttributeError(f"module 'distune' has no attribute {name!r}")
 
 
 def load_study(name: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Study:
@@ -216,6 +231,10 @@ app = typer.Typer(
 )
 
 
+new = typer.Typer(help="Write a starting point: `distune new study NAME`.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(new, name="new")
+
+
 def _built_in_studies(incomplete: str) -> list[str]:
     from spaces import BUILT_IN
 
@@ -270,6 +289,28 @@ def studies(
         describe(load_study(name))
     else:
         list_studies(BUILT_IN.values())
+
+
+@new.command("study")
+def new_study(
+    name: Annotated[Path, typer.Argument(metavar="NAME", help="Folder to write, new; the study is named as it is.")],
+    source: Annotated[
+        str, typer.Option("--from", metavar="mlp-ensemble|image-folder|csv", help="What to begin with.")
+    ] = "mlp-ensemble",
+) -> None:
+    """Write a commented study and a variant of your own, which run as they are.
+
+    \b
+    distune new study my-study
+    distune new study my-images --from image-folder
+    distune check my-study/study.yaml
+    distune sweep my-study/study.yaml --quick
+    """
+    from spaces.new_study import write
+
+    for path in write(name, source):
+        print(path)
+    print(f"next: distune check {name / 'study.yaml'}")
 
 
 @app.command("sweep")
@@ -560,6 +601,31 @@ def audit(study: StudyArgument, set_: Set = None, as_json: AsJson = False) -> No
 
     rows = audit_study(chosen, lambda line: print(line, file=sys.stderr))
     _print_json({"study": study, "terms": rows}) if as_json else show_audit(rows)
+
+
+@app.command()
+def check(
+    study: StudyArgument,
+    quick: Annotated[bool, typer.Option("--quick", help="Of the small budget.")] = False,
+    set_: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a sweep would do and cost, and whether it can.
+
+    \b
+    distune check mlp-ensemble
+    distune check my-study.yaml --quick
+
+    Data, shapes, gradients, packing, memory and time are checked. A variant of your own is called on a dry batch, under
+    its default and at every end of its space. No teacher is trained.
+    """
+    from analysis.listing import show_check
+    from search.local import check_study
+    from spaces import adjust
+
+    chosen = adjust(load_study(study, set_ or []), quick=quick)
+    found = check_study(chosen, None, lambda line: print(line, file=sys.stderr))
+    _print_json(found) if as_json else show_check(found)
 
 
 @app.command()

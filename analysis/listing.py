@@ -117,6 +117,42 @@ def show_audit(rows: Sequence[dict[str, Any]]) -> None:
     wide_console().print(table)
 
 
+def show_check(found: dict[str, Any]) -> None:
+    """What `search.local.check_study` found, for a person."""
+    console, rows = wide_console(), found["rows"]
+    table = new_table(
+        f"check of {found['study']}; nothing was trained for it",
+        ("arm", "variant", "seeds run", "terms, share of the first step's gradient"),
+        ("ms of a seed-epoch",),
+    )
+    for name, arm in found["arms"].items():
+        shares = ["" if t["share"] is None else f" {t['share']:.0%}" for t in arm["terms"]]
+        terms = [f"{t['term']} {t['status']}{share}" for t, share in zip(arm["terms"], shares, strict=True)]
+        table.add_row(
+            name,
+            Path(arm["variant"]).name,
+            arm["runs"],
+            ", ".join(terms) or "-",
+            f"{1000 * arm['seconds_per_seed_epoch']:.1f}",
+        )
+    console.print(table)
+    reasons = {arm["why"]: arm["runs"] for arm in found["arms"].values() if arm["why"]}
+    for why, runs in reasons.items():
+        console.print(f"{runs}: {why}", highlight=False)
+    estimate = found["estimate"]
+    lines = [
+        f"data: {rows['train']} rows to train on, {rows['validation']} to validate, {rows['classes']} classes",
+        f"memory: about {found['memory_mb']:.0f} MB a worker",
+        f"time: about {estimate['seconds'] / 60:.1f} min with {estimate['workers']} workers here "
+        f"({estimate['seed_epochs_per_second']:.0f} seed-epochs/s, {estimate['teachers_to_train']} teachers to train)",
+        f"disk: about {estimate['disk_mb']:.0f} MB in the run folder",
+        *(f"note: {note}" for note in found["notes"]),
+        "gradients are those under a made-up teacher: `distune audit` trains the real one",
+    ]
+    for line in lines:
+        console.print(line, highlight=False)
+
+
 def list_runs(folder: Path) -> list[dict[str, Any]]:
     """Every run folder directly under `folder`, oldest first."""
     found = []

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.units import Unit
+from spaces import A_A_CONTROL
 
 Json = Mapping[str, Any]
 COLOURS = {"better": "green", "worse": "red", "equivalent": "cyan", "replicates": "green", "reversed": "red"}
@@ -80,7 +81,7 @@ def ablation_table(result: Json, unit: Unit) -> Table:
         measured = f"{unit.value(given.get('mean'))} {unit.interval(given.get('ci95'))}" if given else "-"
         delta = arm["delta_vs_baseline"] or {}
         table.add_row(
-            arm["arm"] + (" (A/A)" if arm["arm"].endswith("_again") else ""),
+            arm["arm"] + (" (A/A)" if arm["arm"] == A_A_CONTROL else ""),
             *([ROLES[arm["role"]]] if several else []),
             _verdict(arm),
             *([unit.value(arm["published"]), measured] if published else []),

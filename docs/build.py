@@ -8,7 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,20 @@ def filled(page: str) -> str:
 def commands() -> str:
     """Every command with its help, its examples as they stand there, and its arguments and options."""
     parts = []
-    for name, command in distune.command().commands.items():
+    for name, command in _leaves(distune.command()):
         context = command.make_context(name, [], resilient_parsing=True)
         usage = " ".join(["distune", name, *command.collect_usage_pieces(context)])
         parts += [f"## {name}", "```text", usage, "```", _help(command.help or ""), *_options(command, context)]
     return "\n\n".join(parts)
+
+
+def _leaves(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    """(whole name, command) of every command, such as `new study`."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _leaves(command, f"{name} ")
+        else:
+            yield before + name, command
 
 
 def _help(text: str) -> str:

@@ -1,15 +1,19 @@
 """What all trials of a phase share, and how a trainable is found and told what to do. No Ray here."""
 
 import importlib
-import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from search import families
-from spaces import Arm, BadInput, Study
+from search.seeds import SEARCH
+from spaces import Arm, BadInput, Choice, Study
+from spaces.families import FULL_BATCH, is_own
+from trainables.by_path import Unloadable
+from trainables.by_path import load as load_by_path
 from trainables.context import Context, EpochResult, TrialConfig
-from trainables.datasets import BadData, Dataset, Rows, refuse_overlap
+from trainables.datasets import BadData, Dataset, Rows, load, refuse_overlap
+from trainables.dry import BadVariant, Examined, examine
 from trainables.streams import Streams
 
 TRAIN = "train"
@@ -77,16 +81,9 @@ def trial_config(
 
 def load_trainable(study: Study) -> Trainable:
     """The family's trainable, or the user's: `path/to/file.py:function`, loaded by path."""
-    source, _, name = (study.trainable or families.of(study).TRAINABLE).rpartition(":")
-    if not study.trainable:
-        module = importlib.import_module(source)
-    else:
-        spec = importlib.util.spec_from_file_location("distune_user_trainable", source)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    trainable: Trainable = getattr(module, name)
+    trainable: Trainable
+    module, _, name = families.of(study).TRAINABLE.rpartition(":")
+    trainable = load_by_path(study.trainable) if study.trainable else getattr(importlib.import_module(module), name)
     return trainable
 
 
@@ -108,6 +105,51 @@ def refuse_unusable(study: Study, say: Callable[[str], None]) -> None:
         families.of(study).refuse_unusable(study, say)
     except (BadData, UnusableLayer, CacheTooLarge) as error:
         raise BadInput(str(error)) from None
+    examine_own_variants(study)
+
+
+def examine_own_variants(study: Study) -> dict[str, Examined]:
+    """What a dry batch says of every arm with a variant of the user's own, under its default and each end of its space.
+
+    Raises BadInput for what cannot be trained with. Under a trainable of the user's own, which shows a variant what it
+    likes, the variant is only loaded.
+    """
+    own = {name: arm for name, arm in study.arms.items() if is_own(arm.variant)}
+    if not own:
+        return {}
+    dataset = load(asdict(study.data))
+    examined = {}
+    for name, arm in own.items():
+        family = families.of(study)
+        settings = []
+        for hp in _corners(arm):
+            config = trial_config(study, name, hp, (SEARCH,))
+            settings.append((hp, *family.shapes(study, config, dataset)))
+        try:
+            if study.trainable is None:
+                last = _last_batches(arm, len(dataset.train))
+                examined[name] = examine(arm.variant, settings, arm.dead_terms, last, family.PACKS)
+            else:
+                load_by_path(arm.variant)
+        except (Unloadable, BadVariant) as error:
+            raise BadInput(f"arms.{name}: {error}") from None
+    return examined
+
+
+def _corners(arm: Arm) -> list[dict[str, Any]]:
+    """The arm's default, its published settings, and its default with one hyperparameter at an end of its space."""
+    found = [dict(arm.default)] + ([dict(arm.published.config)] if arm.published else [])
+    for hp, dimension in arm.space.items():
+        ends = dimension.choices if isinstance(dimension, Choice) else (dimension.low, dimension.high)
+        found += [{**arm.default, hp: end} for end in ends if end != arm.default[hp]]
+    return found
+
+
+def _last_batches(arm: Arm, rows: int) -> set[int]:
+    """Sizes that a last batch can have where it is so small that a variant may not be able to compute with it."""
+    size = arm.space.get("batch_size")
+    sizes = size.choices if isinstance(size, Choice) else (arm.default["batch_size"],)
+    return {rows % int(s) for s in sizes if s != FULL_BATCH} & {1, 2, 3}
 
 
 def build_teacher(study: Study, seed: int, dataset: Dataset, fit: str, teacher_set: int) -> Any:

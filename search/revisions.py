@@ -16,6 +16,7 @@ import yaml
 import trainables
 from search.ledger import Ledger, Revision
 from spaces import BadInput, Study, load_study, to_yaml
+from spaces.families import is_own
 from trainables.artefacts import write_atomically
 
 STUDY_FILE = "study.yaml"
@@ -30,6 +31,10 @@ def code_of(study: Study) -> dict[str, str]:
     files = {f"trainables/{path.relative_to(root).as_posix()}": path for path in root.rglob("*.py")}
     if study.trainable is not None:
         files["the study's trainable"] = Path(study.trainable.rpartition(":")[0])
+    for name, arm in study.arms.items():
+        if is_own(arm.variant):
+            path, _, function = arm.variant.rpartition(":")
+            files[f"the variant {function} of {name}"] = Path(path)
     found = {name: _fingerprint(path) for name, path in sorted(files.items())}
     return found | {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES}
 
@@ -58,7 +63,8 @@ def current(ledger: Ledger, run: Path, force: bool) -> Study:
         write_study(run, newest.study)  # an extension was interrupted before it came to this
     study = load_study(path)
     edited = _differences(yaml.safe_load(newest.study), yaml.safe_load(to_yaml(study)))
-    if not set(edited) <= set(MAY_MOVE):
+    moved = {*MAY_MOVE, *(f"arms.{name}.variant" for name, arm in study.arms.items() if is_own(arm.variant))}
+    if not set(edited) <= moved:
         if not force:
             raise BadInput(
                 f"{path} was edited since the sweep began: {_listed(edited)}. Budget, seeds and arms are changed with "
@@ -108,4 +114,6 @@ def _short(value: Any) -> str:
 
 
 def _fingerprint(path: Path) -> str:
+    if not path.is_file():
+        raise BadInput(f"{path}, which the study names, is not there: put it back, or say in study.yaml where it is")
     return hashlib.blake2b(path.read_bytes(), digest_size=6).hexdigest()

@@ -1,8 +1,8 @@
 """What to search: studies, arms, spaces and published numbers. One file per built-in study."""
 
 from spaces.families import is_at_limit
-from spaces.load import BUILT_IN, BadInput, Extension, adjust, extended, load_study, nearest, to_yaml
-from spaces.space import Choice, Range, Space
+from spaces.load import BUILT_IN, BadInput, Extension, adjust, extended, load_study, to_yaml
+from spaces.space import Choice, Range, Space, nearest
 from spaces.study import A_A_CONTROL, BASELINE, Arm, Budget, Claim, Effect, Published, Study
 
 __all__ = [

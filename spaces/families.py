@@ -10,34 +10,11 @@ import pydantic
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from spaces.space import STRICT, Choice, Range
+from spaces.space import STRICT, Choice, Range, nearest
 
 Positive = pydantic.PositiveInt
 Share = Annotated[float, Field(gt=0, lt=1)]
 Family = Literal["mlp", "vision", "tabular"]
-Variant = Literal[
-    "hard_labels",
-    "label_smoothing",
-    "kd",
-    "weighted_kd",
-    "kd_fa",
-    "kd_at",
-    "kd_fa_at",
-    "released_kd",
-    "released_fa",
-    "released_at",
-    "released_fa_at",
-    "half_ce",
-    "kd_uniform",
-    "attention_student",
-    "attention_blend",
-    "uniform_blend",
-    "global_gate_blend",
-    "as_printed",
-    "one_teacher",
-    "uniform_mix",
-    "logistic_stack",
-]
 Role = Literal["student", "needs_teachers", "reference"]
 
 # The ordinary hyperparameters of a family, which every arm must give, and those that a variant adds.
@@ -81,6 +58,24 @@ WEIGHS_TEACHERS = (
 )
 WITHOUT_TEACHER = ("hard_labels", "label_smoothing", "half_ce")
 NEEDS_TEACHER = tuple(v for v in OF_VARIANT if v not in WITHOUT_TEACHER)
+
+
+def is_own(variant: object) -> bool:
+    """Whether a variant is the user's, `path/to/file.py:function`, and not one of `trainables.variants`."""
+    return isinstance(variant, str) and variant.rpartition(":")[0].endswith(".py")
+
+
+def _known(variant: str) -> str:
+    own = is_own(variant) and variant.rpartition(":")[2].isidentifier()
+    if not own and variant not in OF_VARIANT:
+        raise ValueError(
+            f"got '{variant}'{nearest(variant, OF_VARIANT)}: allowed are {', '.join(map(repr, OF_VARIANT))}, or "
+            "path/to/file.py:function"
+        )
+    return variant
+
+
+Variant = Annotated[str, pydantic.AfterValidator(_known)]
 ANYWHERE = ("hard_labels", "label_smoothing")
 OF_FAMILY: dict[str, tuple[str, ...]] = {
     "mlp": (*ANYWHERE, "half_ce", "kd", "weighted_kd"),

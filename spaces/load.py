@@ -1,9 +1,9 @@
 """From a name, a YAML file and `--set` assignments to a validated `Study`, or to one line that says what is wrong."""
 
 import dataclasses
-import difflib
 import functools
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,8 @@ import pydantic
 import yaml
 
 from spaces import attention_transfer, mlp_ensemble, promo_attention
-from spaces.families import KINDS, TAGS, WEIGHS_TEACHERS
+from spaces.families import KINDS, ORDINARY, TAGS, WEIGHS_TEACHERS, is_own
+from spaces.space import nearest
 from spaces.study import A_A_CONTROL, BASELINE, Study
 
 BUILT_IN: dict[str, Study] = {
@@ -64,7 +65,7 @@ def load_study(name: str | Path, overrides: Iterable[str] = ()) -> Study:
             "or the path of a .yaml file"
         )
     raw = _laid_over(raw, [_assignment(assignment) for assignment in overrides])
-    return _validate(_with_absolute_path(raw, Path.cwd()))
+    return _validate(_with_absolute_paths(raw, Path.cwd()))
 
 
 def adjust(
@@ -164,12 +165,6 @@ def to_yaml(study: Study) -> str:
     return str(yaml.safe_dump(_plain(study), sort_keys=False, allow_unicode=True, width=120))
 
 
-def nearest(given: str, allowed: Iterable[str]) -> str:
-    """ " (did you mean 'x'?)" for the allowed name nearest to the given one, or an empty string."""
-    close = difflib.get_close_matches(given, list(allowed), n=1)
-    return f" (did you mean '{close[0]}'?)" if close else ""
-
-
 def _plain(study: Study) -> dict[str, Any]:
     """JSON-like data; values that equal their default stay in, so that a stored study never changes its meaning."""
     return cast(dict[str, Any], _STUDY.dump_python(study, mode="json"))
@@ -186,7 +181,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise BadInput(f"{path} must be a mapping such as 'extends: mlp-ensemble', got {type(raw).__name__}")
     if isinstance(raw.get("trainable"), str):
         raw["trainable"] = str(path.parent.absolute() / raw["trainable"])  # a path in a file is relative to the file
-    raw = _with_absolute_path(raw, path.parent.absolute())
+    raw = _with_absolute_paths(raw, path.parent.absolute())
     if "extends" not in raw:
         return raw
     base = raw.pop("extends")
@@ -194,7 +189,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise BadInput(
             f"{path}: extends: unknown study '{base}'{nearest(str(base), BUILT_IN)}: allowed are {', '.join(BUILT_IN)}"
         )
-    return _laid_over(_plain(BUILT_IN[base]), [raw])
+    return _with_ordinary(_laid_over(_plain(BUILT_IN[base]), [raw]))
 
 
 def _laid_over(base: dict[str, Any], changes: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -202,7 +197,7 @@ def _laid_over(base: dict[str, Any], changes: Sequence[dict[str, Any]]) -> dict[
     merged = functools.reduce(_merge, changes, base)
     if _kind_of_data(merged) == "csv" != _kind_of_data(base):
         merged = functools.reduce(_merge, changes, _without_published(base))
-    return _with_an_arm_for_each_teacher(base, merged)
+    return _with_an_arm_for_each_teacher(base, _without_those_left_out(base, merged))
 
 
 def _kind_of_data(raw: dict[str, Any]) -> Any:
@@ -216,12 +211,54 @@ def _without_published(plain: dict[str, Any]) -> dict[str, Any]:
     return {**plain, "arms": arms, "claims": [], "published_teacher": None, "notes": []}
 
 
-def _with_absolute_path(raw: dict[str, Any], where: Path) -> dict[str, Any]:
-    """The data's path made absolute: one in a file is relative to the file, one of `--set` to the working folder."""
-    data = raw.get("data")
-    if not isinstance(data, dict) or not isinstance(data.get("path"), str):
+def _with_absolute_paths(raw: dict[str, Any], where: Path) -> dict[str, Any]:
+    """Paths of data and variants made absolute: in a file relative to the file, of `--set` to the working folder."""
+
+    def absolute(part: Any, key: str) -> Any:
+        if not isinstance(part, dict) or not isinstance(part.get(key), str):
+            return part
+        return {**part, key: os.path.normpath(where / Path(part[key]).expanduser())}
+
+    arms = raw.get("arms")
+    if isinstance(arms, dict):
+        own = {n: a for n, a in arms.items() if isinstance(a, dict) and is_own(a.get("variant"))}
+        raw = {**raw, "arms": {**arms, **{n: absolute(a, "variant") for n, a in own.items()}}}
+    return {**raw, "data": absolute(raw["data"], "path")} if "data" in raw else raw
+
+
+def _with_ordinary(raw: dict[str, Any]) -> dict[str, Any]:
+    """An arm of one's own need not repeat what every arm has: it searches the baseline's dimensions, too.
+
+    Its teacher rows are its own unless it says otherwise. What is malformed is left to the validation.
+    """
+    arms, ordinary = raw.get("arms"), ORDINARY.get(str(raw.get("family")), ())
+    baseline = arms.get(BASELINE) if isinstance(arms, dict) else None
+    if not isinstance(arms, dict) or not isinstance(baseline, dict):
         return raw
-    return {**raw, "data": {**data, "path": str(where / Path(data["path"]).expanduser())}}
+
+    def filled(arm: dict[str, Any]) -> dict[str, Any]:
+        def over(part: str, given: Any) -> Any:
+            known = {k: v for k, v in baseline.get(part, {}).items() if k in ordinary}
+            return {**known, **given} if isinstance(given, dict) else given
+
+        arm = {"teacher_rows": "own", **arm, "default": over("default", arm.get("default", {}))}
+        if "space" in arm:
+            arm["space"] = over("space", arm["space"])
+        if isinstance(arm.get("published"), dict):
+            arm["published"] = {**arm["published"], "config": over("default", arm["published"].get("config", {}))}
+        return arm
+
+    own = {n: a for n, a in arms.items() if isinstance(a, dict) and is_own(a.get("variant"))}
+    return {**raw, "arms": {**arms, **{n: filled(a) for n, a in own.items()}}}
+
+
+def _without_those_left_out(base: dict[str, Any], raw: dict[str, Any]) -> dict[str, Any]:
+    """`arms: {kd_fa: null}` leaves an arm of the extended study out, and what the study asks of it."""
+    arms = raw.get("arms")
+    gone = {name for name, arm in arms.items() if arm is None} if isinstance(arms, dict) else set()
+    for name in gone - set(base.get("arms", ())):
+        raise BadInput(f"arms.{name}: no such arm to leave out{nearest(name, base['arms'])}: {', '.join(base['arms'])}")
+    return _without_arms(raw, gone) if gone else raw
 
 
 def _with_an_arm_for_each_teacher(before: dict[str, Any], raw: dict[str, Any]) -> dict[str, Any]:

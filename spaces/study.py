@@ -39,6 +39,7 @@ from spaces.families import (
     Teacher,
     Variant,
     Views,
+    is_own,
 )
 from spaces.space import STRICT, Choice, Config, Dimension, Range, Scalar, Space, TeacherRows
 
@@ -90,7 +91,7 @@ class Effect:
 class Arm:
     """One distillation variant.
 
-    variant: a function of `trainables.variants`.
+    variant: a function of `trainables.variants`, or the user's, `path/to/file.py:function`.
     space: what is searched; without one the arm is fixed: its `default` goes straight to confirmation.
     default: the library's or the source's settings, the first trial of every search of this arm.
     teacher_rows: which row of the teacher each sample sees; `none` for variants without a teacher.
@@ -119,7 +120,7 @@ class Arm:
                 raise ValueError(f"space.{name} takes whole numbers: give them as {{choices: [32, 64, ...]}}")
             for value in dimension.choices if isinstance(dimension, Choice) else (dimension.low, dimension.high):
                 _check_limits(self.variant, name, value)
-        if (self.teacher_rows != "none") != (self.variant in NEEDS_TEACHER):
+        if not is_own(self.variant) and (self.teacher_rows != "none") != (self.variant in NEEDS_TEACHER):
             needs = (
                 "needs a teacher: own or shuffled_within_class" if self.variant in NEEDS_TEACHER else "has no teacher"
             )
@@ -154,6 +155,8 @@ def _check_limits(variant: str, name: str, value: object) -> None:
         return
     if name == "batch_size" and value == FULL_BATCH:
         return
+    if is_own(variant) and name not in LIMITS:
+        return  # what it means is the variant's to say
     low, high, whole = LIMITS_OF_VARIANT.get((variant, name)) or LIMITS.get(name, (-math.inf, math.inf, False))
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not low <= value <= high or (whole and value != int(value)):  # type: ignore[operator, call-overload]
@@ -327,13 +330,13 @@ class Study:
 
     def _check_arm(self, name: str, arm: Arm) -> None:
         allowed = OF_FAMILY[self.family]
-        if self.trainable is None and arm.variant not in allowed:
+        if self.trainable is None and arm.variant not in allowed and not is_own(arm.variant):
             raise ValueError(
                 f"arms.{name}.variant of the family {self.family} must be one of {', '.join(allowed)}, "
                 f"got {arm.variant}"
             )
         ordinary = () if arm.variant in REFERENCES else ORDINARY[self.family]
-        wanted = {*ordinary, *OF_VARIANT[arm.variant]}
+        wanted = {*ordinary, *(arm.default if is_own(arm.variant) else OF_VARIANT[arm.variant])}
         models = self.teacher.models if isinstance(self.teacher, TableModels) else ()
         if arm.variant in WEIGHS_TEACHERS and len(models) < 2:
             raise ValueError(f"arms.{name}: {arm.variant} weighs several teachers, and the study has {len(models)}")

@@ -14,6 +14,7 @@ from spaces import load_study
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
 SHELL = ("distune", "make", "python", "pytest", "pip", "source", "cd", "git", "wandb")
+FILE = re.compile(r"<!-- file: (\S+) -->")
 NOT_RUN = re.compile(r"<!-- not run: (\S.*?) -->")
 # Commands that are only parsed here, and why.
 LONG = {
@@ -22,19 +23,44 @@ LONG = {
     "extend": "trains more seeds; tests/test_extend.py",
     "audit": "trains every arm to its first rung; tests/test_audit.py",
     "wandb": "starts wandb; tests/test_wandb.py",
+    "check": "tries every arm; tests/test_own_variants.py",
     "dashboard": "serves until Ctrl-C; tests/test_optuna_view.py",
 }
 
 
+def leaves(group: Any, before: str = "") -> dict[str, Any]:
+    """Every command by its whole name, such as `sweep` and `new study`."""
+    found = {}
+    for name, command in group.commands.items():
+        found |= leaves(command, f"{name} ") if hasattr(command, "commands") else {before + name: command}
+    return found
+
+
+COMMANDS = leaves(distune.command())
+
+
+def split(words: list[str]) -> tuple[str, list[str]]:
+    """(name of the command, its arguments) of the words after `distune`. Raises ValueError for an unknown one."""
+    for length in (1, 2):
+        name = " ".join(words[:length])
+        if name in COMMANDS:
+            return name, words[length:]
+    raise ValueError(f"distune has no command {words[0]}")
+
+
 @dataclass(frozen=True)
 class Block:
-    """kind: python, yaml, shell, or other, which is not code. not_run: the reason in the comment before it."""
+    """kind: python, yaml, shell, or other, which is not code.
+
+    not_run, file: of the comment before it, why it is not run, and the name under which the reader is to save it.
+    """
 
     page: str
     line: int
     kind: str
     text: str
     not_run: str | None
+    file: str | None
 
     def __str__(self) -> str:
         return f"{self.page}:{self.line}"
@@ -54,8 +80,8 @@ def blocks_of(text: str, page: str) -> list[Block]:
             words = token.content.replace("$ ", "", 1).split()
             if not language and words and words[0] in SHELL:
                 kind = "shell"
-            reason = NOT_RUN.search(before)
-            found.append(Block(page, token.map[0] + 1, kind, token.content, reason.group(1) if reason else None))
+            marks = [mark.group(1) if mark else None for mark in (NOT_RUN.search(before), FILE.search(before))]
+            found.append(Block(page, token.map[0] + 1, kind, token.content, *marks))
         if token.nesting == 0 or token.content:
             before = token.content
     return found
@@ -107,24 +133,20 @@ def synopses(text: str) -> list[list[str]]:
 
 def check_synopsis(words: list[str]) -> None:
     """Raise ValueError for a command or an option that distune does not have."""
-    commands = distune.command().commands
-    if words[1] not in commands:
-        raise ValueError(f"distune has no command {words[1]}")
-    options = {option for parameter in commands[words[1]].params for option in parameter.opts} | {"--help"}
-    unknown = {word.partition("=")[0] for word in words[2:] if word.startswith("--")} - options
+    name, arguments = split(words[1:])
+    options = {option for parameter in COMMANDS[name].params for option in parameter.opts} | {"--help"}
+    unknown = {word.partition("=")[0] for word in arguments if word.startswith("--")} - options
     if unknown:
-        raise ValueError(f"distune {words[1]} has no option {', '.join(unknown)}")
+        raise ValueError(f"distune {name} has no option {', '.join(unknown)}")
 
 
 def parse(arguments: list[str]) -> Any:
     """The context of a distune command, as the command line makes it, without running it."""
-    group = distune.command()
     if arguments and arguments[0].startswith("-"):
-        return group.make_context("distune", [a for a in arguments if a != "--help"], resilient_parsing=True)
-    name = arguments[0]
-    if name not in group.commands:
-        raise ValueError(f"distune has no command {name}")
-    return group.commands[name].make_context(name, arguments[1:])
+        given = [a for a in arguments if a != "--help"]
+        return distune.command().make_context("distune", given, resilient_parsing=True)
+    name, rest = split(arguments)
+    return COMMANDS[name].make_context(name, rest)
 
 
 def is_quick(words: list[str]) -> bool:

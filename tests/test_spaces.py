@@ -78,7 +78,7 @@ def test_an_unknown_study_is_refused(name, says):
         ("extends: mlp-ensemble\nbugdet: {confirm_seeds: 40}", ["unknown key bugdet", "did you mean 'budget'?"]),
         ("extends: mlp-ensemble\nspace: {learning_rat: {low: 0.0005}}", ["did you mean 'learning_rate'?"]),
         ("extends: mlp-ensemble\narms: {kd: {space: {temperature: warm}}}", ["arms.kd.space.temperature", "'warm'"]),
-        ("extends: mlp-ensemble\narms: {kd: null}", ["arms.kd", "None"]),
+        ("extends: mlp-ensemble\narms: {kdd: null}", ["arms.kdd", "did you mean 'kd'?"]),
         ("extends: mlp-ensemble\narms: {kd: 3}\nspace: {learning_rate: {low: 0.0005}}", ["arms.kd"]),
         ("extends: mlp-ensemble\n1: 2", ["keys should be strings"]),
     ],

@@ -18,6 +18,7 @@ from trainables.audit import DeadTerm
 from trainables.datasets import Column, Leak
 from trainables.encoding import Encoder
 from trainables.tabular import TablePack, train
+from trainables.variants import VARIANTS
 
 TRAINED = [name for name, arm in STUDY.arms.items() if arm.role != "reference" and name != "hard_labels_again"]
 
@@ -161,10 +162,10 @@ def test_every_term_is_alive_at_the_first_step(arm):
 
 def test_a_gate_that_gets_no_gradient_is_a_dead_term(monkeypatch):
     def broken(student, teacher, labels, hp):
-        terms = tabular.VARIANTS["attention_student"](student, teacher, labels, hp)
+        terms = VARIANTS["attention_student"](student, teacher, labels, hp)
         return {**terms, "mix_ce": replace(terms["mix_ce"], value=terms["mix_ce"].value.detach())}
 
-    monkeypatch.setitem(tabular.VARIANTS, "broken", broken)
+    monkeypatch.setitem(VARIANTS, "broken", broken)
     monkeypatch.setitem(tabular.GATES, "broken", "own")
     with pytest.raises(DeadTerm, match="mix_ce"):
         next(train(replace(config("attention_student"), variant="broken"), context()))

@@ -41,8 +41,9 @@ class Learner:
     """A ResNet, what trains beside it, and its SGD with momentum.
 
     hp: `learning_rate`, `weight_decay` (added to the gradient), `batch_size`, `schedule`; horizon: epochs that the
-    schedule is laid out for. labels: (N,). extras: modules trained with the network and not part of it, by layer.
-    layers: whose features the loss is given. compute: `precision`, `channels_last`, `compile` of the study.
+    schedule is laid out for. labels: (N,). extras: modules trained with the network and not part of it: a regressor by
+    the name of its layer, and what a user's variant asks for. layers: whose features the loss is given. compute:
+    `precision`, `channels_last`, `compile` of the study.
     """
 
     def __init__(
@@ -112,8 +113,10 @@ class Learner:
         with self.autocast(images):
             logits, features = (self.model if forward is None else forward)(images, self.layers)
             features = {layer: f.float() for layer, f in features.items()}
-            aligned = {layer: self.extras[layer](features[layer]).float() for layer in self.extras}
-        return Outputs(logits.float(), features, aligned)
+            regressed = [layer for layer in self.layers if layer in self.extras]
+            aligned = {layer: self.extras[layer](features[layer]).float() for layer in regressed}
+        beside = {name: module for name, module in self.extras.items() if name not in self.layers}
+        return Outputs(logits.float(), features, aligned, extras=beside)
 
     def untracked(self, images: Tensor) -> Outputs:
         """The same in training mode, on copies of the running statistics: to look at a step without taking it."""

@@ -13,8 +13,9 @@ from trainables.datasets import Scaling, refuse_overlap
 from trainables.evaluation import validation_metrics
 from trainables.losses import cross_entropy, is_finite
 from trainables.models.mlp import parameter_count, single_of
+from trainables.own_variants import Shapes, extras_of, packed_parts, packed_variant
 from trainables.packing import Loss, Pack, shuffled_within_class
-from trainables.variants import VARIANTS, Outputs
+from trainables.variants import Outputs
 
 
 def train(config: TrialConfig, context: Context) -> Iterator[EpochResult]:
@@ -32,11 +33,14 @@ def train(config: TrialConfig, context: Context) -> Iterator[EpochResult]:
     widths = [fit.x.shape[1], *config.student["hidden"], context.classes]
     teacher = _teacher_logits(config, context)
     teacher = None if teacher is None else teacher.to(context.device, dtype)
-    pack = Pack(widths, (), config.replicates, context.streams, config.hp, scaled(fit.x), y, teacher)
+    about = shapes(config, context.classes)
+    extras = [extras_of(config.variant, *about, config.hp, context.streams, r) for r in config.replicates]
+    parts = packed_parts(extras, context.device, dtype)
+    pack = Pack(widths, (), config.replicates, context.streams, config.hp, scaled(fit.x), y, teacher, parts)
     if context.resume:
         pack.load_state(context.resume)
 
-    variant = VARIANTS[config.variant]
+    variant = packed_variant(config.variant, *pack.first_rows(slice(0, BATCH)), config.hp)
 
     def loss(student: Outputs, shown: Outputs | None, labels: Tensor):  # type: ignore[no-untyped-def]
         return variant(student, shown, labels, config.hp)
@@ -67,6 +71,12 @@ def train(config: TrialConfig, context: Context) -> Iterator[EpochResult]:
         audits = {}
         if diverged:
             return
+
+
+def shapes(config: TrialConfig, classes: int) -> tuple[Shapes, Shapes | None]:
+    """What a variant is given of one sample, of student and teacher."""
+    student = {"logits": (classes,), "features.hidden": (config.student["hidden"][-1],)}
+    return student, None if config.teacher_rows == "none" else {"logits": (classes,)}
 
 
 class Student(nn.Module):
@@ -107,10 +117,8 @@ def _audit(pack: Pack, loss: Loss, declared: tuple[str, ...]) -> dict[str, TermA
     """Audit the first rows; where a weighted term looks dead, three more batches decide whether it is."""
 
     def of_batch(number: int) -> dict[str, TermAudit]:
-        rows = slice(number * BATCH, (number + 1) * BATCH)
-        student = Outputs(pack.model(pack.x[rows].unsqueeze(0)))
-        shown = None if pack.teacher is None else Outputs(pack.teacher[:, rows])
-        labels = pack.y[rows].expand(student.logits.shape[:-1])
-        return audit(loss(student, shown, labels), cross_entropy(student.logits, labels), pack.parameters)
+        student, shown, labels = pack.first_rows(slice(number * BATCH, (number + 1) * BATCH))
+        ce = cross_entropy(student.logits, labels)
+        return audit(loss(student, shown, labels), ce, list(pack.model.parameters()), pack.extras)
 
     return audit_batches(of_batch, len(pack.y), declared)

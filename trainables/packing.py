@@ -16,6 +16,7 @@ from torch.optim.adam import adam
 
 from trainables.losses import is_finite
 from trainables.models.mlp import StackedMLP
+from trainables.own_variants import Part
 from trainables.streams import Streams
 from trainables.variants import Outputs, Terms
 
@@ -27,7 +28,8 @@ class Pack:
     """S networks, their optimiser and the rows that they are fitted on.
 
     x: (N, features); y: (N,); teacher: (S, N, classes) logits, row n of seed s belonging to sample n, or None.
-    hp: `learning_rate`, `weight_decay` (as in Adam: added to the gradient) and `batch_size`.
+    hp: `learning_rate`, `weight_decay` (as in Adam: added to the gradient) and `batch_size`. parts: what is learned
+    beside the networks, by name.
     """
 
     def __init__(
@@ -40,13 +42,16 @@ class Pack:
         x: Tensor,
         y: Tensor,
         teacher: Tensor | None = None,
+        parts: Mapping[str, Part] | None = None,
     ) -> None:
         self.replicates, self.streams = tuple(replicates), streams
         self.x, self.y, self.teacher = x, y, teacher
         self.batch_size = min(int(hp["batch_size"]), len(y))
         self.model = StackedMLP(widths, len(self.replicates), dropout).to(device=x.device, dtype=x.dtype)
         self.model.initialise([streams.generator("init", r) for r in self.replicates])
-        self.parameters: list[Tensor] = list(self.model.parameters())
+        self._parts = dict(parts or {})
+        self.extras = [p for part in self._parts.values() for p in part.parameters.values()]
+        self.parameters: list[Tensor] = [*self.model.parameters(), *self.extras]
         self._adam = StackedAdam(self.parameters, hp["learning_rate"], hp["weight_decay"])
 
     def train_epoch(self, epoch: int, loss: Loss) -> dict[str, Tensor]:
@@ -64,7 +69,7 @@ class Pack:
         for start in range(0, rows, self.batch_size):
             batch = slice(start, min(start + self.batch_size, rows))
             keep = [None if m is None else m[:, batch] for m in masks]
-            student = Outputs(self.model(x[:, batch], keep))
+            student = self._outputs(x[:, batch], keep)
             shown = None if teacher is None else Outputs(teacher[:, batch])
             terms = loss(student, shown, y[:, batch])
             total = sum(term.weight * term.value for term in terms.values())
@@ -76,6 +81,16 @@ class Pack:
             for name, term in terms.items():
                 values[name].append(term.value.detach())
         return {name: torch.cat(parts, dim=-1).mean(dim=-1) for name, parts in values.items()}
+
+    def _outputs(self, x: Tensor, keep: Sequence[Tensor | None] = ()) -> Outputs:
+        hidden = self.model.hidden(x, keep)
+        return Outputs(self.model.head(hidden), {"hidden": hidden}, extras=self._parts)
+
+    def first_rows(self, rows: slice) -> tuple[Outputs, Outputs | None, Tensor]:
+        """What the loss is given of these rows in the order that they lie in, without dropout."""
+        student = self._outputs(self.x[rows].unsqueeze(0))
+        shown = None if self.teacher is None else Outputs(self.teacher[:, rows])
+        return student, shown, self.y[rows].expand(student.logits.shape[:-1])
 
     def finite(self) -> bool:
         """Whether every parameter of every seed is a number: one seed's divergence ends the pack's trial."""
@@ -97,8 +112,10 @@ class Pack:
                 tensor.copy_(state[name])
 
     def _everything(self) -> dict[str, Tensor]:
+        learned = {f"extras.{n}.{k}": p for n, part in self._parts.items() for k, p in part.parameters.items()}
         return {f"model.{k}": v for k, v in self.model.state_dict().items()} | {
-            f"optimiser.{k}": v for k, v in self._adam.state().items()
+            **learned,
+            **{f"optimiser.{k}": v for k, v in self._adam.state().items()},
         }
 
     def _generators(self, stream: str, epoch: int) -> list[torch.Generator]:

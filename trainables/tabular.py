@@ -23,9 +23,10 @@ from trainables.encoding import Encoder
 from trainables.losses import cross_entropy, is_finite
 from trainables.models.gate import Gate
 from trainables.models.mlp import StackedMLP, parameter_count, single_of
+from trainables.own_variants import Part, Shapes, extras_of, is_own, packed_parts, packed_variant
 from trainables.packing import StackedAdam, dropout_masks, shuffled_within_class
 from trainables.streams import Streams
-from trainables.variants import BLENDS, GATES, REFERENCES, VARIANTS, Outputs, Terms, blended
+from trainables.variants import BLENDS, GATES, REFERENCES, Outputs, Terms, blended
 from trainables.views import as_tensor
 
 CHUNK = 1 << 17  # rows x seeds of one forward pass: a full batch accumulates its gradient over so many
@@ -80,7 +81,7 @@ class TablePack:
 
     def __init__(self, config: TrialConfig, context: Context) -> None:
         hp, replicates, streams = config.hp, config.replicates, context.streams
-        self._config, self._context, self._variant = config, context, VARIANTS[config.variant]
+        self._config, self._context = config, context
         self._x, self._y = as_tensor(context.fit.x, context.device), as_tensor(context.fit.y, context.device)
         dtype = torch.get_default_dtype()
         self._x = self._x if self._x.dtype == dtype else self._x.to(dtype)
@@ -91,6 +92,9 @@ class TablePack:
         for network in (self.model, self.gate):
             if network is not None:
                 network.to(device=context.device, dtype=dtype)
+        about = shapes(config, self._teachers)
+        extras = [extras_of(config.variant, *about, hp, streams, r) for r in replicates]
+        self._parts: dict[str, Part] = packed_parts(extras, context.device, dtype)
         self.parameter_count = parameter_count(widths)
         self.training = list(range(len(replicates)))
         self._members, self._whose = self._fit_members(dtype)
@@ -98,6 +102,7 @@ class TablePack:
         self._patience = config.patience if context.validation is not None else None  # nothing says when to stop
         self._curve = Curve(len(replicates), self._patience)
         self._best = {name: p.detach().clone() for name, p in self._named()}
+        self._variant = packed_variant(config.variant, *self._first_rows(slice(0, BATCH)), hp)
 
     @property
     def _teachers(self) -> int:
@@ -105,14 +110,15 @@ class TablePack:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """Those of the students first, then the gate's; each (seeds in training, ...)."""
+        """Those of the students first, then of what is learned beside them; each (seeds in training, ...)."""
         return [p for _, p in self._named()]
 
     def _named(self) -> list[tuple[str, Tensor]]:
         gate: list[tuple[str, Tensor]] = (
             [] if self.gate is None else [(f"gate.{k}", p) for k, p in self.gate.named_parameters()]
         )
-        return [*((f"model.{k}", p) for k, p in self.model.named_parameters()), *gate]
+        parts = [(f"extras.{n}.{k}", p) for n, part in self._parts.items() for k, p in part.parameters.items()]
+        return [*((f"model.{k}", p) for k, p in self.model.named_parameters()), *gate, *parts]
 
     # Training.
 
@@ -165,7 +171,9 @@ class TablePack:
         """x: (S or 1, batch, features)."""
         hidden = self.model.hidden(x, keep)
         gate = None if self.gate is None else self.gate(x, hidden)
-        return Outputs(two_class(self.model.head(hidden).squeeze(-1)), gate=gate)
+        return Outputs(
+            two_class(self.model.head(hidden).squeeze(-1)), {"hidden": hidden}, gate=gate, extras=self._parts
+        )
 
     def _shown(self, rows: Tensor | slice) -> Outputs | None:
         """What the teachers say of these rows: a slice of them for all seeds, or (S, batch) for each its own."""
@@ -175,7 +183,15 @@ class TablePack:
             members = self._members[:, rows][self._whose]
         else:
             members = self._members[self._whose[:, None], rows]
-        return Outputs(members[..., :0], members=members)
+        if not is_own(self._config.variant):
+            return Outputs(members[..., :0], members=members)
+        mean = torch.logit(torch.sigmoid(members).mean(dim=-1), eps=1e-7)
+        return Outputs(two_class(mean), members=members)
+
+    def _first_rows(self, rows: slice) -> tuple[Outputs, Outputs | None, Tensor]:
+        """What the loss is given of these rows in the order that they lie in, without dropout."""
+        student = self._forward(self._x[rows].unsqueeze(0))
+        return student, self._shown(rows), self._y[rows].expand(student.logits.shape[:-1])
 
     def _fit_members(self, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
         """Logits (tables, N, teachers) in the row order that the arm asks for, and which table each seed reads (S,).
@@ -199,13 +215,10 @@ class TablePack:
         """Audit the first rows; where a weighted term looks dead, three more batches decide whether it is."""
 
         def of_batch(number: int) -> dict[str, TermAudit]:
-            rows = slice(number * BATCH, (number + 1) * BATCH)
-            student = self._forward(self._x[rows].unsqueeze(0))
-            labels = self._y[rows].expand(student.logits.shape[:-1])
-            terms = self._variant(student, self._shown(rows), labels, self._config.hp)
+            student, shown, labels = self._first_rows(slice(number * BATCH, (number + 1) * BATCH))
+            terms = self._variant(student, shown, labels, self._config.hp)
             own = list(self.model.parameters())
-            extras = [] if self.gate is None else list(self.gate.parameters())
-            return audit(terms, cross_entropy(student.logits, labels), own, extras)
+            return audit(terms, cross_entropy(student.logits, labels), own, self.parameters[len(own) :])
 
         return audit_batches(of_batch, len(self._y), self._config.dead_terms)
 
@@ -337,6 +350,12 @@ class TablePack:
 
     def _generator(self, name: str, seed: int, epoch: int) -> np.random.Generator:
         return self._context.streams.numpy_generator(name, self._config.replicates[seed], epoch)
+
+
+def shapes(config: TrialConfig, teachers: int) -> tuple[Shapes, Shapes | None]:
+    """What a user's variant is given of one row, of student and teachers; the teachers' logits are of their mean."""
+    student = {"logits": (2,), "features.hidden": (int(str(config.hp["hidden"]).split("-")[-1]),)}
+    return student, None if config.teacher_rows == "none" else {"logits": (2,), "members": (teachers,)}
 
 
 def _gate(config: TrialConfig, widths: Sequence[int], teachers: int, streams: Streams) -> Gate | None:

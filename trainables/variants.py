@@ -39,6 +39,7 @@ class Outputs:
     of the student's and the teacher's map, whichever is smaller; None where the arm uses none.
     Of tables there are two classes. gate: of the student, (..., batch, teachers), sums to 1. members: of the teachers,
     each one's logit of class 1, (..., batch, teachers).
+    extras: of the student, the learned parts of a user's variant by name, each to be called with tensors.
     """
 
     logits: Tensor
@@ -48,6 +49,7 @@ class Outputs:
     masks: Mapping[str, Tensor | None] = field(default_factory=dict)
     gate: Tensor | None = None
     members: Tensor | None = None
+    extras: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

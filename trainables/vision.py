@@ -4,6 +4,7 @@ Convolutions do not pack: the seeds of one trial train one after another, epoch 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,12 @@ from trainables.learner import Learner
 from trainables.losses import cross_entropy
 from trainables.masks import causal_mask
 from trainables.models.resnet import ResNet, feature_shapes, parameter_count
+from trainables.own_variants import Shapes, extras_of, reads_features, variant_of
 from trainables.packing import shuffled_within_class
 from trainables.streams import Streams
 from trainables.teachers.cached import TeacherViews
 from trainables.teachers.resnet import ResNetTeacher, reopen, untrained
-from trainables.variants import READS_FEATURES, VARIANTS, Outputs, Terms
+from trainables.variants import Outputs, Terms
 from trainables.views import Normalise, Views, as_tensor
 
 
@@ -74,6 +76,32 @@ def train(config: TrialConfig, context: Context) -> Iterator[EpochResult]:
             return
 
 
+def shapes(
+    config: TrialConfig, classes: int, student: Mapping[str, tuple[int, ...]], teacher: Shapes | None
+) -> tuple[Shapes, Shapes | None]:
+    """What a variant is given of one image, by the student's layers.
+
+    student: (C, H, W) by layer; teacher: shapes of what is kept of it, such as `attention.layer3`, or None.
+    """
+    pairs = layer_pairs(config.hp.get("layers", ""))
+    own: dict[str, tuple[int, ...]] = {"logits": (config.student["outputs"] or classes,)}
+    own |= {f"features.{p.student}": student[p.student] for p in pairs}
+    if teacher is None or config.teacher_rows == "none":
+        return own, None
+    shown: dict[str, tuple[int, ...]] = {"logits": (classes,)}
+    for pair in pairs:
+        map_ = teacher[f"attention.{pair.teacher}"]
+        shown[f"attention.{pair.student}"] = map_
+        if f"features.{pair.teacher}" in teacher:
+            features = shown[f"features.{pair.student}"] = teacher[f"features.{pair.teacher}"]
+            if "fa_weight" in config.hp:
+                own[f"aligned.{pair.student}"] = (features[0], *student[pair.student][1:])
+        if config.hp.get("mask", "none") != "none":
+            size = map(min, student[pair.student][1:], map_)
+            shown[f"masks.{pair.student}"] = tuple(size)
+    return own, shown
+
+
 class Student(nn.Module):
     """One trained student: images (n, channels, height, width) as floats in [0, 1] -> logits (n, outputs)."""
 
@@ -107,7 +135,7 @@ class _Replicate:
 
     def __init__(self, config: TrialConfig, context: Context, replicate: int) -> None:
         fit, streams = context.fit, context.streams
-        self._config, self._variant = config, VARIANTS[config.variant]
+        self._config, self._variant = config, variant_of(config.variant)
         self._pairs = layer_pairs(config.hp.get("layers", ""))
         self._teacher: TeacherViews | None = None
         self._live: ResNetTeacher | None = None
@@ -121,11 +149,12 @@ class _Replicate:
                 refuse_overlap("the teacher", self._teacher.fitted_on, "validation", context.validation)
             self._rows = _teacher_rows(config, streams, replicate, fit.y).to(device)
             self._mask_rows = _others(len(fit), streams.generator("mask rows", replicate)).to(device)
-            if config.variant in READS_FEATURES and context.views["alignment_channels"] == "live":
+            if reads_features(config.variant) and context.views["alignment_channels"] == "live":
                 self._live = reopen(self._teacher.teacher, context.compute, device)
             if "fa_weight" in config.hp:
                 extras = _regressors(self._pairs, shapes, self._aligned_channels(fit.x), streams, replicate)
         self._sizes = {p.student: shapes[p.student][1:] for p in self._pairs}
+        extras |= extras_of(config.variant, *self._about(config, context, shapes, fit.x), config.hp, streams, replicate)
         self.learner = Learner(
             model,
             Views(as_tensor(fit.x, device), context.views),
@@ -155,8 +184,9 @@ class _Replicate:
             images = self.learner.show(rows, 0)
             student = self.learner.untracked(images)
             terms = self.loss(student, rows, 0)
-            packed = {name: type(term)(term.value.unsqueeze(0), term.weight) for name, term in terms.items()}
-            return audit(packed, cross_entropy(student.logits, self.learner.labels[rows]).unsqueeze(0), weights)
+            packed = {name: replace(term, value=term.value.unsqueeze(0)) for name, term in terms.items()}
+            ce = cross_entropy(student.logits, self.learner.labels[rows]).unsqueeze(0)
+            return audit(packed, ce, weights, list(self.learner.extras.parameters()))
 
         return audit_batches(of_batch, len(self.learner.labels), declared)
 
@@ -195,6 +225,18 @@ class _Replicate:
         activation = teacher.activation(kind, layer, view, whose)
         mask, _ = causal_mask(activation, (size[0], size[1]), hp["mask_percentile"], hp["mask_edge"] == "hard")
         return mask
+
+    def _about(
+        self, config: TrialConfig, context: Context, student: Mapping[str, tuple[int, ...]], images: NDArray[Any]
+    ) -> tuple[Shapes, Shapes | None]:
+        if self._teacher is None:
+            return shapes(config, context.classes, student, None)
+        cached = {name: self._teacher.shape(name) for name in self._teacher.names()}
+        if self._live is not None:
+            channels = self._aligned_channels(images)
+            sizes = {p: cached[f"attention.{p.teacher}"] for p in self._pairs}
+            cached |= {f"features.{p.teacher}": (channels[p.student], *size) for p, size in sizes.items()}
+        return shapes(config, context.classes, student, cached)
 
     def _aligned_channels(self, images: NDArray[Any]) -> dict[str, int]:
         """Channels of the teacher's features by the student's layer, cached or from the teacher that runs live."""

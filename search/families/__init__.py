@@ -11,8 +11,10 @@ inputs(dataset, fit, teachers): the rows to fit on and to validate on as student
 judged(study, seed, dataset, fit): the test rows by split, as students read them. Opens the test split.
 judge(study, config, last, rows, split, validation): metrics of a trained pack by name, and its predictions (S, rows).
 judge_teacher(study, teacher, rows, split): a teacher's predictions {member: (rows,)}, and facts {member: {...}}.
-sample(study, dataset): a part of it to estimate time on, and its share; without_teacher(study, config) and
-silent(study, dataset), the outputs of a teacher that says nothing: likewise.
+sample(study, dataset): a part of it to estimate time on, and its share; without_teacher(study, config): likewise.
+made_up(study, dataset, folder): outputs of a teacher that there is not, drawn at random for the training rows; what is
+large lies in the folder.
+shapes(study, config, dataset): of one sample of what a variant is given, of student and teacher (or None).
 refuse_unusable(study, say): ValueError for what the networks, the data or the machine cannot do.
 student(study, arm, state, place): one confirmed student as a module.
 """

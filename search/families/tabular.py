@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from trainables.context import EpochResult, TableOutputs, TrialConfig
 from trainables.datasets import Dataset, Rows, load
 from trainables.encoding import Encoder
 from trainables.evaluation import latency
+from trainables.own_variants import Shapes
 from trainables.streams import Streams
 from trainables.teachers import table_models
 
@@ -122,17 +124,25 @@ def without_teacher(study: Study, config: TrialConfig) -> TrialConfig:
     return config
 
 
-def silent(study: Study, dataset: Dataset) -> TableOutputs:
-    names = asdict(study.teacher)["models"]
-    zeros, none = np.zeros((len(dataset.train), len(names)), np.float32), np.zeros(0, dtype=np.int64)
+def made_up(study: Study, dataset: Dataset, folder: Path) -> TableOutputs:
+    names, random = asdict(study.teacher)["models"], np.random.default_rng(0)
+
+    def said(rows: Rows) -> NDArray[np.float32]:
+        return random.normal(size=(len(rows), len(names))).astype(np.float32)
+
     platt = np.tile(np.array([1.0, 0.0], np.float32), (len(names), 1))
-    return TableOutputs(names, zeros, zeros, none, platt, np.zeros((len(dataset.validation), len(names)), np.float32))
+    fit, none = said(dataset.train), np.zeros(0, dtype=np.int64)
+    return TableOutputs(names, fit, fit, none, platt, said(dataset.validation))
 
 
 def refuse_unusable(study: Study, say: Callable[[str], None]) -> None:
     table_models.refuse_uninstalled(asdict(study.teacher)["models"])
     for note in load(asdict(study.data)).notes:
         say(f"data: {note}")
+
+
+def shapes(study: Study, config: TrialConfig, dataset: Dataset) -> tuple[Shapes, Shapes | None]:
+    return tabular.shapes(config, len(asdict(study.teacher)["models"]))
 
 
 def student(study: Study, arm: str, state: Mapping[str, Tensor], place: int) -> nn.Module:

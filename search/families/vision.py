@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
@@ -10,23 +11,24 @@ from torch import Tensor, nn
 
 from search.families import mlp
 from spaces import Arm, Study
-from spaces.families import ORDINARY
+from spaces.families import ORDINARY, is_own
 from trainables import vision
 from trainables.context import EpochResult, TrialConfig
 from trainables.datasets import Dataset, Rows, load
 from trainables.evaluation import latency, robustness
-from trainables.layers import Use, wanted
+from trainables.layers import Use, layer_pairs, wanted
 from trainables.layers import refuse_unusable as refuse_unusable_layers
 from trainables.models.resnet import feature_shapes
+from trainables.own_variants import Shapes, reads_features
 from trainables.streams import Streams
 from trainables.teachers import cached, resnet
-from trainables.variants import READS_FEATURES
+from trainables.teachers.cached import Wanted, wanted_shapes
 
 TRAINABLE = "trainables.vision:train"
 PACKS = False
 SAMPLE = 256  # images that an estimate of time is made from
 
-inputs, judged, judge_teacher, silent = mlp.inputs, mlp.judged, mlp.judge_teacher, mlp.silent
+inputs, judged, judge_teacher = mlp.inputs, mlp.judged, mlp.judge_teacher
 
 
 def build_teacher(
@@ -96,8 +98,34 @@ def student(study: Study, arm: str, state: Mapping[str, Tensor], place: int) -> 
     return vision.Student(state, place, study.student_of(arm))
 
 
+def shapes(study: Study, config: TrialConfig, dataset: Dataset) -> tuple[Shapes, Shapes | None]:
+    fit = dataset.train
+    student = feature_shapes(resnet.untrained(config.student, fit, dataset.classes), *fit.x.shape[1:])
+    teacher = feature_shapes(resnet.untrained(asdict(study.teacher), fit, dataset.classes), *fit.x.shape[1:])
+    channels = study.views.alignment_channels
+    pairs = layer_pairs(str(config.hp.get("layers", "")))
+    layers = tuple(p.teacher for p in pairs)
+    kept = Wanted(attention=layers, features=layers)
+    widest = max((c for c, _, _ in teacher.values()), default=1) if channels == "live" else channels
+    return vision.shapes(config, dataset.classes, student, wanted_shapes(kept, dataset.classes, teacher, widest))
+
+
+def made_up(study: Study, dataset: Dataset, folder: Path) -> cached.TeacherViews:
+    """As it would be cached: a study that runs its teacher live must say otherwise."""
+    fit, views = dataset.train, study.views
+    teacher = feature_shapes(resnet.untrained(asdict(study.teacher), fit, dataset.classes), *fit.x.shape[1:])
+    kept = wanted(uses(study), tuple(teacher))
+    arrays = cached.wanted_shapes(kept, dataset.classes, teacher, views.alignment_channels)
+    return cached.made_up(folder, arrays, views.count if views.pad or views.flip else 1, len(fit))
+
+
 def without_teacher(study: Study, config: TrialConfig) -> TrialConfig:
-    """The arm as its student would train on labels, which costs about the same: its teacher's views are cached."""
+    """The arm as its student would train on labels, which costs about the same: its teacher's views are cached.
+
+    What a user's variant costs is not known, and so it is left as it is.
+    """
+    if is_own(config.variant):
+        return config
     hp = {name: config.hp[name] for name in ORDINARY[study.family]}
     return replace(config, variant="hard_labels", hp=hp, teacher_rows="none", dead_terms=(), audit_at=())
 
@@ -110,7 +138,7 @@ def uses(study: Study) -> list[Use]:
         if layers:
             masks = _values(arm, "mask") or ("none",)
             student, dead = study.student_of(name), bool(arm.dead_terms)
-            found.append(Use(name, student, layers, masks, arm.variant in READS_FEATURES, dead))
+            found.append(Use(name, student, layers, masks, reads_features(arm.variant), dead))
     return found
 
 

@@ -55,7 +55,7 @@ def measure_costs() -> dict[str, dict[str, float]]:
     torch.set_num_threads(1)
     study = load_study("mlp-ensemble")
     dataset = load(dataclasses.asdict(study.data))
-    context = payload_of(study, 0, dataset, TRAIN, [families.of(study).silent(study, dataset)]).context()
+    context = payload_of(study, 0, dataset, TRAIN, [families.of(study).made_up(study, dataset, Path())]).context()
     data = plain_loop.load_data()
     logits = plain_loop.teacher_logits(data)
 

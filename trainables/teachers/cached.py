@@ -161,6 +161,19 @@ def build(teacher: ResNetTeacher, fit: Rows, spec: Mapping[str, Any], wanted: Wa
     return TeacherViews(str(folder), teacher.fitted_on, about["deviation"], about["degenerate"], teacher.artefact.key)
 
 
+def made_up(folder: Path, arrays: Mapping[str, tuple[int, ...]], views: int, rows: int) -> TeacherViews:
+    """Views of a teacher that there is not, drawn at random into the folder: to look at a loss without a teacher.
+
+    arrays: of `wanted_shapes`.
+    """
+    random = np.random.default_rng(0)
+    for name, shape in arrays.items():
+        values = random.normal(size=(views, rows, *shape))
+        np.save(folder / f"{name}.npy", (values if name == "logits" else np.abs(values)).astype(np.float16))
+    layers = {name.split(".", 1)[1] for name in arrays if "." in name}
+    return TeacherViews(str(folder), np.zeros(0, dtype=np.int64), dict.fromkeys(layers, 1.0), {}, "")
+
+
 def projection(layer: str, channels: int, kept: int) -> Tensor:
     """(kept, channels): a fixed seeded projection with orthonormal rows; the identity where all channels are kept.
 
