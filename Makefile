@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install sweep test bench lint
+.PHONY: install sweep test bench lint docs wheel
 install: .venv/installed
 
 .venv/installed: pyproject.toml
@@ -36,3 +36,9 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: install  ## build/site/index.html; a warning is an error
+	$(BIN)/python -m docs.build
+
+wheel: install  ## dist/*.whl, installed beside nothing of this folder and tried out
+	$(BIN)/python -m tests.wheel

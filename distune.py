@@ -243,10 +243,23 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
 new = typer.Typer(help="Write a starting point: `distune new study NAME`.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(new, name="new")
 
-StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A built-in study or the path of a .yaml file.")]
+
+def _built_in_studies(incomplete: str) -> list[str]:
+    from spaces import BUILT_IN
+
+    return [name for name in BUILT_IN if name.startswith(incomplete)]
+
+
+StudyArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="STUDY", help="A built-in study or the path of a .yaml file.", autocompletion=_built_in_studies
+    ),
+]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 Set = Annotated[
     list[str] | None,
@@ -274,7 +287,13 @@ def studies(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A built-in study or a .yaml file.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the built-in studies, or explain one: its arms, spaces, budget and published numbers."""
+    """List the built-in studies, or explain one.
+
+    \b
+    distune studies
+    distune studies mlp-ensemble      # arms with their formulas, spaces, budget, published numbers
+    distune studies my-study.yaml
+    """
     from analysis.listing import describe, list_studies
     from spaces import BUILT_IN, to_yaml
 
@@ -345,7 +364,7 @@ def sweep_command(
     epoch_timeout: Annotated[float, typer.Option(help="Seconds after which an epoch counts as hanging.")] = 3600.0,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what Ray and the workers say.")] = False,
 ) -> None:
-    """Search every arm with the same budget, confirm the best under fresh seeds, and compare.
+    """Search every arm with one budget, confirm the best, compare.
 
     \b
     distune sweep mlp-ensemble --quick
@@ -424,12 +443,14 @@ def resume(
     wandb: Wandb = None,
     as_json: AsJson = False,
 ) -> None:
-    """Go on with a sweep that was stopped, from its ledger; what is finished is not done again.
+    """Go on with a sweep that was stopped, from its ledger.
 
     \b
     distune resume runs/first
     distune resume runs/first --address auto                  # on another cluster than before
     distune resume s3://bucket/sweeps/first --address auto    # where the machine that drove it is lost
+
+    What is finished is not done again.
     """
     from analysis import tracking
     from search.progress import Progress
@@ -509,14 +530,15 @@ def extend(
     wandb: Wandb = None,
     as_json: AsJson = False,
 ) -> None:
-    """Give a sweep more confirmation seeds, budget or arms; what is finished is not done again.
+    """Give a sweep more confirmation seeds, budget or arms.
 
     \b
     distune extend runs/first --confirm-seeds +40
     distune extend runs/first --seed-epochs +4000      # then confirmed under fresh seeds
     distune extend runs/first --arms kd_shuffled
 
-    From the second look at the test split on, verdicts use a stricter level, which the comparison states.
+    What is finished is not done again. From the second look at the test split on, verdicts use a stricter level, which
+    the comparison states.
     """
     opened = open_run(run)
     from analysis import tracking
@@ -532,6 +554,26 @@ def extend(
     _finish(opened, as_json)
 
 
+@app.command("watch")
+def watch_command(
+    run: RunArgument,
+    once: Annotated[bool, typer.Option("--once", help="Print where it stands now, and stop.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show how far a sweep is, live, from its ledger.
+
+    \b
+    distune watch runs/first             # in another terminal, until the sweep has finished
+    distune watch runs/first --once
+
+    It only reads.
+    """
+    open_run(run)
+    from analysis import watching
+
+    _print_json(watching.standing(run)) if as_json else watching.watch(run, once)
+
+
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="One run folder, or several.")],
@@ -540,7 +582,7 @@ def compare(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the ablation table of a run: published, as published and tuned, with verdicts.
+    """Print the ablation table of a run, or of several.
 
     \b
     distune compare runs/first
@@ -586,14 +628,14 @@ def export(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write an arm's confirmed student to a folder that runs without distune, with a model card.
+    """Write an arm's confirmed student to a folder of its own.
 
     \b
     distune export runs/first --arm kd --to kd-student
     cd kd-student && python run.py       # needs numpy and onnxruntime; checks itself
 
-    Preprocessing is part of student.onnx. Before anything is left in DIR, its predictions are compared with those that
-    the ledger holds of every test row.
+    The folder runs without distune and holds a model card. Preprocessing is part of student.onnx. Before anything is
+    left in DIR, its predictions are compared with those that the ledger holds of every test row.
     """
     formats = (format_,) if format_ else ("safetensors", "onnx")
     facts = open_run(run).export(arm, to, formats, with_teachers=with_teachers, quiet=False)
@@ -616,7 +658,7 @@ def report(
         Path | None, typer.Option(metavar="FILE", help="Also write the main figure, as .png or .pdf.")
     ] = None,
 ) -> None:
-    """Write RUN/report.html: one page that needs no network, with verdicts, figures and every trial.
+    """Write RUN/report.html: verdicts, figures and every trial.
 
     \b
     distune report runs/first
@@ -636,9 +678,14 @@ def report(
 
 @app.command()
 def audit(study: StudyArgument, set_: Set = None, as_json: AsJson = False) -> None:
-    """Train every arm for its first rung and show what each loss term sends the student.
+    """Show what each loss term sends the student.
 
-    norm: of the unweighted term's gradient; share: of the weighted norms; cosine: with the cross-entropy's gradient.
+    \b
+    distune audit digits-attention-transfer
+    distune audit my-study.yaml --json
+
+    Every arm trains to its first rung. norm: of the unweighted term's gradient; share: of the weighted norms; cosine:
+    with the cross-entropy's gradient.
     """
     chosen = load_study(study, set_ or [])
     from analysis.listing import show_audit
@@ -655,14 +702,14 @@ def check(
     set_: Set = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a sweep would do and cost, and whether it can: data, shapes, gradients, packing, memory, time.
+    """Say what a sweep would do and cost, and whether it can.
 
     \b
     distune check mlp-ensemble
     distune check my-study.yaml --quick
 
-    A variant of your own is called on a dry batch, under its default and at every end of its space. No teacher is
-    trained.
+    Data, shapes, gradients, packing, memory and time are checked. A variant of your own is called on a dry batch, under
+    its default and at every end of its space. No teacher is trained.
     """
     from analysis.listing import show_check
     from search.local import check_study
@@ -682,7 +729,7 @@ def dashboard(
     ] = "127.0.0.1",
     once: Annotated[bool, typer.Option("--once", help="Only bring RUN/optuna.journal up to date, and stop.")] = False,
 ) -> None:
-    """Show a run's trials in optuna-dashboard, live while it is searched.
+    """Show a run's trials in optuna-dashboard, live.
 
     \b
     distune dashboard runs/first
@@ -705,12 +752,14 @@ def wandb_command(
     run: RunArgument,
     online: Annotated[bool, typer.Option("--online", help="Upload it too, with `wandb sync`.")] = False,
 ) -> None:
-    """Export a run to W&B, or go on with an export: what is there already is not written or sent again.
+    """Export a run to W&B, or go on with an export.
 
-    
+    \b
     distune wandb runs/first              # offline, into runs/first/wandb
     distune wandb runs/first --online     # to WANDB_PROJECT [default: the study's name] of WANDB_ENTITY
     wandb leet runs/first/wandb           # the curves in the terminal
+
+    What is there already is not written or sent again.
     """
     open_run(run)
     from analysis import tracking
@@ -724,7 +773,12 @@ def wandb_command(
 def runs(
     folder: Annotated[Path, typer.Argument(help="Where to look for run folders.")] = RUNS, as_json: AsJson = False
 ) -> None:
-    """List run folders: study, whether they are finished, trials, and when they began."""
+    """List run folders: study, state, trials, and when they began.
+
+    \b
+    distune runs
+    distune runs /data/runs --json
+    """
     from analysis.listing import list_runs, show_runs
 
     found = list_runs(folder)
@@ -737,9 +791,13 @@ def clean(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be freed, and free nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Free what can be made again: Ray's folders, checkpoints of ended trials, projections of the ledger.
+    """Free what a run folder holds that can be made again.
 
-    The ledger, study.yaml and the confirmed students stay, and so does what an unfinished sweep resumes from.
+    \b
+    distune clean runs/first --dry-run
+
+    Ray's folders, checkpoints of ended trials and projections of the ledger go. The ledger, study.yaml and the
+    confirmed students stay, and so does what an unfinished sweep resumes from.
     """
     from search.clean import clean as free
 
@@ -765,8 +823,16 @@ def _show(run: Run, as_json: bool) -> None:
 
 
 def _finish(run: Run, as_json: bool) -> None:
-    _show(run, as_json)
-    print(f"run folder: {run.path}  (again: distune compare {run.path})", file=sys.stderr)
+    result = run.compare()
+    if as_json:
+        _print_json(result)
+        print(f"run folder: {run.path}", file=sys.stderr)
+        return
+    from analysis import answer
+    from analysis.tables import show, wide_console
+
+    show(result)
+    wide_console().print(answer.render(result, run.path), highlight=False, soft_wrap=True)
 
 
 def _write_report(run: Run, say: Callable[[str], None]) -> None:
@@ -827,6 +893,11 @@ def _leave(run: Path, error: BaseException) -> None:
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, allow_nan=False, ensure_ascii=False))
+
+
+def command() -> Any:
+    """The command line as a click group, for documentation and tests."""
+    return typer.main.get_command(app)
 
 
 def main() -> None:

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from analysis.tables import new_table, wide_console
 from analysis.units import Unit
 from search.ledger import FILE, Ledger, NotALedger
 from spaces import Study
+from spaces.formulas import FORMULAS, LEGEND
 
 
 def list_studies(studies: Iterable[Study]) -> None:
@@ -24,16 +26,17 @@ def describe(study: Study) -> None:
     """One study: question, source, arms with what they do, spaces and published numbers, and the budget."""
     console, unit = wide_console(), Unit.of(study.metric)
     console.print(f"[bold]{study.name}[/bold]: {study.about}\nsource: {study.source or '-'}")
-    table = new_table("arms", ("arm", "what it does", "searched over", "default"), ("published",))
+    table = new_table("arms", ("arm", "what it does, and its loss", "searched over", "default"), ("published",))
     for name, arm in study.arms.items():
         table.add_row(
             name,
-            arm.about,
+            Text.assemble(*([arm.about, "\n"] if arm.about else []), (FORMULAS.get(arm.variant, arm.variant), "cyan")),
             "\n".join(f"{hp}: {dimension}" for hp, dimension in arm.space.items()) or "fixed",
             "\n".join(f"{hp}: {value}" for hp, value in arm.default.items()),
             "-" if arm.published is None else unit.value(arm.published.value),
         )
     console.print(table)
+    console.print(LEGEND, style="dim", highlight=False)
     for claim in study.claims:
         console.print(
             f"published claim: {claim.better} > {claim.worse} by {unit.difference(claim.gain)} {unit.points} "

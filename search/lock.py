@@ -30,6 +30,17 @@ def driving(run: Path) -> Iterator[None]:
         yield
 
 
+def is_driven(run: Path) -> bool:
+    """Whether a process holds the run folder. Asks for the lock and gives it back at once."""
+    if not (run / LOCK).exists():
+        return False
+    try:
+        with FileLock(run / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
 def _driver(run: Path) -> str:
     try:
         return (run / DRIVER).read_text(encoding="utf-8") or "another process"
