@@ -42,7 +42,7 @@ def bring(files: Mapping[str, str]) -> None:
 
 def namespace(path: str) -> dict[str, Any]:
     """Every name that the file defines. Raises Unloadable as `load` does."""
-    if path in _brought:
+    if path in _brought and not _is_here(path):
         path = str(_written_here(path))
     if not Path(path).is_file():
         raise Unloadable(f"{path}: no such file")
@@ -57,6 +57,14 @@ def namespace(path: str) -> dict[str, Any]:
     except Exception as error:
         raise Unloadable(f"{place(error, path)}: {described(error)}") from error
     return vars(module)
+
+
+def _is_here(path: str) -> bool:
+    """Whether the file lies here, too, as it is there; then what lies beside it may be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8") == _brought[path]
+    except OSError:
+        return False
 
 
 def _written_here(path: str) -> Path:
