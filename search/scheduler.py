@@ -52,6 +52,8 @@ class ArmScheduler(FIFOScheduler):
         """Ray Tune ends a trial without a word where its worker could not be reset; such a trial is tried again."""
         for name in list(self._state.live):
             ray_trial = self._ray_trials.get(name)
+            if ray_trial is not None:
+                self._state.live[name].runs = ray_trial.status == Trial.RUNNING
             if ray_trial is not None and ray_trial.status in (Trial.TERMINATED, Trial.ERROR):
                 self._state.crash(name, "Ray Tune ended the trial before it reported", own_fault=False)
         self._ray_trials = {name: t for name, t in self._ray_trials.items() if name in self._state.live}

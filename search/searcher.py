@@ -28,6 +28,8 @@ class ArmSearcher(Searcher):
             return None if self._state.live else Searcher.FINISHED
         if len(self._state.live) >= self._concurrent():
             return None
+        if any(live.alone and not live.runs for live in self._state.live.values()):
+            return None  # or others would take each part of a GPU as it comes free, and it would wait for ever
         live = self._state.next_trial()
         if live is None:
             return None if self._state.live else Searcher.FINISHED

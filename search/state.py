@@ -26,7 +26,7 @@ CRASHES_IN_A_ROW = 3  # of one arm: then its code is at fault, and a crash that 
 class Live:
     """A trial that is asked and has not ended. reserved: what it may still spend up to its next rung.
 
-    alone: it has run out of memory beside others, and has a whole GPU to itself from now on.
+    alone: it has run out of memory beside others, and has a whole GPU to itself from now on. runs: it has a worker.
     """
 
     record: TrialRecord
@@ -34,6 +34,7 @@ class Live:
     reserved: int = 0
     attempts: int = 0
     alone: bool = False
+    runs: bool = False
 
 
 @dataclass
@@ -89,6 +90,7 @@ class SearchState:
                 return None
             live = Live(record)
         live.attempts += 1
+        live.runs = False
         live.reserved = self._cost_to_next_rung(live.epoch)
         self.live[live.record.trial] = live
         return live
