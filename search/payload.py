@@ -8,12 +8,13 @@ from typing import Any
 from search import families
 from search.seeds import SEARCH
 from spaces import Arm, BadInput, Choice, Study
-from spaces.families import FULL_BATCH, is_own
+from spaces.families import FULL_BATCH
 from trainables.by_path import Unloadable
 from trainables.by_path import load as load_by_path
 from trainables.context import Context, EpochResult, TrialConfig
 from trainables.datasets import BadData, Dataset, Rows, load, refuse_overlap
 from trainables.dry import BadVariant, Examined, examine
+from trainables.names import is_own
 from trainables.streams import Streams
 
 TRAIN = "train"
@@ -103,7 +104,9 @@ def refuse_unusable(study: Study, say: Callable[[str], None]) -> None:
 
     try:
         families.of(study).refuse_unusable(study, say)
-    except (BadData, UnusableLayer, CacheTooLarge) as error:
+        if study.trainable is not None:
+            load_by_path(study.trainable)
+    except (BadData, UnusableLayer, CacheTooLarge, Unloadable) as error:
         raise BadInput(str(error)) from None
     examine_own_variants(study)
 

@@ -15,17 +15,13 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from trainables.by_path import Unloadable, described, load, namespace
+from trainables.names import is_own
 from trainables.streams import Streams
 from trainables.variants import READS_FEATURES, VARIANTS, HyperParameters, Outputs, Term, Terms, Variant
 
 How = Literal["packed", "vmap", "one by one"]
 Shapes = Mapping[str, tuple[int, ...]]  # of one sample: `logits`, `features.layer3`, `attention.layer3`, `members`
 _PARTS = ("features", "aligned", "attention", "masks")
-
-
-def is_own(variant: str) -> bool:
-    """Whether it is a user's, `path/to/file.py:function`, and not one of `trainables.variants`."""
-    return variant not in VARIANTS and ":" in variant
 
 
 def variant_of(variant: str) -> Variant:

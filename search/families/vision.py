@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from search.families import mlp
 from spaces import Arm, Study
-from spaces.families import ORDINARY, is_own
+from spaces.families import ORDINARY
 from trainables import vision
 from trainables.context import EpochResult, TrialConfig
 from trainables.datasets import Dataset, Rows, load
@@ -19,6 +19,7 @@ from trainables.evaluation import latency, robustness
 from trainables.layers import Use, layer_pairs, wanted
 from trainables.layers import refuse_unusable as refuse_unusable_layers
 from trainables.models.resnet import feature_shapes
+from trainables.names import is_own
 from trainables.own_variants import Shapes, reads_features
 from trainables.streams import Streams
 from trainables.teachers import cached, resnet
