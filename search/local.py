@@ -18,7 +18,6 @@ from search.payload import (
     TRAIN,
     Payload,
     build_teacher,
-    examine_own_variants,
     load_trainable,
     payload_of,
     refuse_unusable,
@@ -81,8 +80,7 @@ def check_study(study: Study, concurrent: int | None, say: Callable[[str], None]
     what a sweep would refuse, and for a term that sends the student no gradient.
     """
     torch.set_num_threads(1)
-    refuse_unusable(study, say)
-    own = examine_own_variants(study)
+    own = refuse_unusable(study, say)
     dataset, family = load(asdict(study.data)), families.of(study)
     sample, _ = family.sample(study, dataset)
     arms: dict[str, dict[str, Any]] = {}

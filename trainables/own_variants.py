@@ -125,8 +125,7 @@ def packed_variant(
     function = variant_of(variant)
     if not is_own(variant):
         return function
-    with torch.no_grad():
-        return run_packed(function, how_it_packs(function, student, teacher, labels, hp)[0])
+    return run_packed(function, how_it_packs(function, student, teacher, labels, hp)[0])
 
 
 def _difference(found: Terms, expected: Terms) -> str | None:
