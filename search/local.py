@@ -18,7 +18,6 @@ from search.payload import (
     TRAIN,
     Payload,
     build_teacher,
-    examine_own_variants,
     load_trainable,
     payload_of,
     refuse_unusable,
@@ -29,6 +28,7 @@ from search.seeds import SEARCH
 from spaces import BASELINE, BadInput, Study
 from spaces.families import FULL_BATCH, NAMES, ORDINARY
 from trainables.audit import STARVED, DeadTerm, TermAudit
+from trainables.by_path import described, place
 from trainables.context import Context, TrialConfig
 from trainables.datasets import Dataset, load
 from trainables.dry import Examined
@@ -80,9 +80,7 @@ def check_study(study: Study, concurrent: int | None, say: Callable[[str], None]
     what a sweep would refuse, and for a term that sends the student no gradient.
     """
     torch.set_num_threads(1)
-    say("check: shapes, and a dry batch of each variant of your own")
-    refuse_unusable(study, say)
-    own = examine_own_variants(study)
+    own = refuse_unusable(study, say)
     dataset, family = load(asdict(study.data)), families.of(study)
     sample, _ = family.sample(study, dataset)
     arms: dict[str, dict[str, Any]] = {}
@@ -95,6 +93,11 @@ def check_study(study: Study, concurrent: int | None, say: Callable[[str], None]
                 terms = _audited(made_up, name, payload, 0)
             except DeadTerm as error:
                 raise BadInput(f"arms.{name}: {error}") from None
+            except Exception as error:
+                if study.trainable is None:
+                    raise
+                where = place(error, study.trainable.rpartition(":")[0])
+                raise BadInput(f"arms.{name}: the trainable raised at {where}: {described(error)}") from error
             runs, why = _runs(study, name, own)
             arms[name] = {"variant": arm.variant, "runs": runs, "why": why, "terms": terms}
         for config in {repr(c): c for c in _largest(study)}.values():

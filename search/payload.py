@@ -8,12 +8,13 @@ from typing import Any
 from search import families
 from search.seeds import SEARCH
 from spaces import Arm, BadInput, Choice, Study
-from spaces.families import FULL_BATCH, is_own
+from spaces.families import FULL_BATCH, LEAST_BATCH
 from trainables.by_path import Unloadable
 from trainables.by_path import load as load_by_path
 from trainables.context import Context, EpochResult, TrialConfig
 from trainables.datasets import BadData, Dataset, Rows, load, refuse_overlap
 from trainables.dry import BadVariant, Examined, examine
+from trainables.names import is_own
 from trainables.streams import Streams
 
 TRAIN = "train"
@@ -96,16 +97,21 @@ def device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def refuse_unusable(study: Study, say: Callable[[str], None]) -> None:
-    """Raise BadInput for what the networks, the data or the machine cannot do, before any work starts."""
+def refuse_unusable(study: Study, say: Callable[[str], None]) -> dict[str, Examined]:
+    """Raise BadInput for what the networks, the data or the machine cannot do, before any work starts.
+
+    Returns what a dry batch says of every arm with a variant of the user's own.
+    """
     from trainables.layers import UnusableLayer
     from trainables.teachers.cached import CacheTooLarge
 
     try:
         families.of(study).refuse_unusable(study, say)
-    except (BadData, UnusableLayer, CacheTooLarge) as error:
+        if study.trainable is not None:
+            load_by_path(study.trainable)
+    except (BadData, UnusableLayer, CacheTooLarge, Unloadable) as error:
         raise BadInput(str(error)) from None
-    examine_own_variants(study)
+    return examine_own_variants(study)
 
 
 def examine_own_variants(study: Study) -> dict[str, Examined]:
@@ -127,7 +133,7 @@ def examine_own_variants(study: Study) -> dict[str, Examined]:
             settings.append((hp, *family.shapes(study, config, dataset)))
         try:
             if study.trainable is None:
-                last = _last_batches(arm, len(dataset.train))
+                last = {size for size in _last_batches(arm, len(dataset.train)) if size >= LEAST_BATCH[study.family]}
                 examined[name] = examine(arm.variant, settings, arm.dead_terms, last, family.PACKS)
             else:
                 load_by_path(arm.variant)

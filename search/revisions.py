@@ -16,8 +16,8 @@ import yaml
 import trainables
 from search.ledger import Ledger, Revision
 from spaces import BadInput, Study, load_study, to_yaml
-from spaces.families import is_own
 from trainables.artefacts import write_atomically
+from trainables.names import is_own
 
 STUDY_FILE = "study.yaml"
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "xgboost", "optuna", "ray")

@@ -12,6 +12,9 @@ from search.ledger import Ledger, RunRecord
 from search.weights import to_deploy
 from spaces import BadInput, Study, load_study, nearest
 
+# In the state of every student of a family, by which it is known from one of a user's own trainable.
+OF_FAMILY = {"mlp": "scaling.mean", "vision": "normalise.mean", "tabular": "model.weights.0"}
+
 
 @dataclass(frozen=True)
 class Confirmed:
@@ -52,4 +55,10 @@ def find(run: Path, arm: str) -> Confirmed:
         )
     with Ledger.open(run) as ledger:
         weights = to_deploy(run, study, arm, ledger)
-    return Confirmed(study, arm, weights.record, weights.seeds, load_file(weights.path), weights.place, weights.path)
+    state = load_file(weights.path)
+    if study.trainable is not None and OF_FAMILY[study.family] not in state:
+        raise BadInput(
+            f"the student of {arm} is one of the study's own trainable, which only that can rebuild: its weights lie "
+            f"in {weights.path}, under the names that {study.trainable} gave them"
+        )
+    return Confirmed(study, arm, weights.record, weights.seeds, state, weights.place, weights.path)

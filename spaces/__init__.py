@@ -2,8 +2,9 @@
 
 from spaces.families import is_at_limit
 from spaces.load import BUILT_IN, BadInput, Extension, adjust, extended, load_study, to_yaml
-from spaces.space import Choice, Range, Space, nearest
+from spaces.space import Choice, Range, Space
 from spaces.study import A_A_CONTROL, BASELINE, Arm, Budget, Claim, Effect, Published, Study
+from trainables.names import nearest
 
 __all__ = [
     "A_A_CONTROL",

@@ -10,7 +10,8 @@ import pydantic
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from spaces.space import STRICT, Choice, Range, nearest
+from spaces.space import STRICT, Choice, Range
+from trainables.names import is_own, nearest
 
 Positive = pydantic.PositiveInt
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -58,11 +59,6 @@ WEIGHS_TEACHERS = (
 )
 WITHOUT_TEACHER = ("hard_labels", "label_smoothing", "half_ce")
 NEEDS_TEACHER = tuple(v for v in OF_VARIANT if v not in WITHOUT_TEACHER)
-
-
-def is_own(variant: object) -> bool:
-    """Whether a variant is the user's, `path/to/file.py:function`, and not one of `trainables.variants`."""
-    return isinstance(variant, str) and variant.rpartition(":")[0].endswith(".py")
 
 
 def _known(variant: str) -> str:

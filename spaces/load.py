@@ -13,9 +13,9 @@ import pydantic
 import yaml
 
 from spaces import attention_transfer, mlp_ensemble, promo_attention
-from spaces.families import KINDS, ORDINARY, TAGS, WEIGHS_TEACHERS, is_own
-from spaces.space import nearest
+from spaces.families import KINDS, ORDINARY, TAGS, WEIGHS_TEACHERS
 from spaces.study import A_A_CONTROL, BASELINE, Study
+from trainables.names import is_own, nearest
 
 BUILT_IN: dict[str, Study] = {
     study.name: study

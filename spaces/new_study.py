@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from spaces.load import BadInput
-from spaces.space import nearest
+from trainables.names import nearest
 
 TEMPLATES = Path(__file__).parent / "templates"
 SOURCES = ("mlp-ensemble", "image-folder", "csv")

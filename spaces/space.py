@@ -1,8 +1,7 @@
 """Dimensions of a search space and the rules that every space keeps."""
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -75,12 +74,6 @@ class Choice:
 
     def __str__(self) -> str:
         return "one of " + ", ".join(str(c) for c in self.choices)
-
-
-def nearest(given: str, allowed: Iterable[str]) -> str:
-    """ " (did you mean 'x'?)" for the allowed name nearest to the given one, or an empty string."""
-    close = difflib.get_close_matches(given, list(allowed), n=1)
-    return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 def _kind(value: Any) -> str:

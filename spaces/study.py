@@ -39,9 +39,9 @@ from spaces.families import (
     Teacher,
     Variant,
     Views,
-    is_own,
 )
 from spaces.space import STRICT, Choice, Config, Dimension, Range, Scalar, Space, TeacherRows
+from trainables.names import is_own
 
 BASELINE = "hard_labels"
 A_A_CONTROL = "hard_labels_again"

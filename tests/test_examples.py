@@ -14,7 +14,9 @@ import torch
 
 from search.local import check_study
 from search.payload import load_trainable, trial_config
-from spaces import adjust, load_study
+from search.students import load_student
+from spaces import BadInput, adjust, load_study
+from tests.made_runs import confirmed_run
 from tests.own_studies import context_of, parameters, trained
 from trainables.by_path import namespace
 from trainables.losses import cross_entropy, hinton_kd
@@ -296,6 +298,14 @@ def test_two_seeds_of_a_trial_train_as_each_does_alone(reading):
         alone = trained(study, (place,), epochs=1, arm="token_kd", context=context).state()
         for name, value in alone.items():
             torch.testing.assert_close(both[f"{place}{name[1:]}"], value, rtol=0, atol=1e-12)
+
+
+def test_a_student_of_ones_own_trainable_says_where_its_weights_are(tmp_path):
+    small = {"data": {"n_samples": 300, "fresh_rows": 0}, "confirm_teachers": 1, "confirm_on": "train"}
+    trainable = f"{(EXAMPLES / 'token_kd.py').absolute()}:train"
+    run = confirmed_run(tmp_path, {"extends": "mlp-ensemble", "trainable": trainable, **small}, ["hard_labels"])
+    with pytest.raises(BadInput, match=r"which only that can rebuild: its weights lie in .*\.safetensors"):
+        load_student(run, "hard_labels")
 
 
 def test_a_resumed_trial_of_ones_own_trainable_is_the_uninterrupted_one(reading):

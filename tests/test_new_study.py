@@ -58,9 +58,11 @@ def test_from_nothing_to_a_check_at_the_command_line(tmp_path):
     assert found["arms"]["my_variant"]["runs"] == "packed"
     variant = tmp_path / "mine" / "variant.py"
     variant.write_text(variant.read_text().replace('hp["temperature"]', 'hp["temprature"]'))
+    line = next(n for n, text in enumerate(variant.read_text().splitlines(), 1) if "temprature" in text)
     for command in ("check", "sweep", "audit"):
         done = distune(command, study)
         assert done.returncode == 2
         assert done.stderr.splitlines()[-1].startswith("distune: arms.my_variant: ")
-        assert "variant.py:23: hp has no 'temprature' (did you mean 'temperature'?)" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        assert f"variant.py:{line}: hp has no 'temprature' (did you mean 'temperature'?)" in done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine"]

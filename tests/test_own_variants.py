@@ -337,8 +337,27 @@ def test_a_variant_for_images_compares_layers_and_learns_beside_them(tmp_path):
 def test_a_layer_of_images_that_does_not_exist_is_refused(tmp_path):
     where = {"default": {"beta": 1.0, "layers": "layr2"}, "space": {"beta": {"low": 0.1, "high": 1.0}}}
     study = study_of(tmp_path, IMAGES, base="digits-attention-transfer", **where)
-    with pytest.raises(BadInput, match=r"the student has no layer 'layr2'.*it has .*layer2"):
+    with pytest.raises(BadInput, match=r"the student has no layer 'layr2'; it has .*did you mean 'layer2'"):
         refuse_unusable(study, lambda line: None)
+
+
+# a trainable of one's own
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("def train(config, context):\n    yield 1 / 0", ["mine.py:2", "ZeroDivisionError"]),
+        ("def trian(config, context):\n    yield", ["no function train", "did you mean 'trian'?"]),
+        ("import nowhere_at_all", ["mine.py:1", "No module named"]),
+    ],
+)
+def test_a_trainable_that_cannot_run_is_refused_by_a_check(tmp_path, body, says):
+    (tmp_path / "mine.py").write_text(body)
+    study = replace(load_study("mlp-ensemble"), trainable=f"{tmp_path / 'mine.py'}:train")
+    with pytest.raises(BadInput) as refused:
+        check_study(study, 1, lambda line: None)
+    assert all(part in str(refused.value) for part in says), refused.value
 
 
 # distune check

@@ -1,6 +1,5 @@
 """A function in a user's file, named as `path/to/file.py:function` and loaded by path, so that no two names meet."""
 
-import difflib
 import hashlib
 import importlib.util
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainables.cache import cache_folder
+from trainables.names import nearest
 
 _brought: dict[str, str] = {}  # the text of files that lie on another machine, by their paths there
 
@@ -29,9 +29,7 @@ def load(source: str) -> Any:
     found = names.get(name)
     if not callable(found):
         known = [n for n, v in names.items() if callable(v) and getattr(v, "__module__", "") == names["__name__"]]
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f" (did you mean '{close[0]}'?)" if close else ""
-        raise Unloadable(f"{path} has no function {name}{hint}: it has {', '.join(known) or 'none'}")
+        raise Unloadable(f"{path} has no function {name}{nearest(name, known)}: it has {', '.join(known) or 'none'}")
     return found
 
 

@@ -3,7 +3,6 @@
 What it finds is told in one line, with the user's file and line: what was given and what is expected.
 """
 
-import difflib
 import inspect
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from trainables.by_path import described, load, place
+from trainables.names import nearest
 from trainables.own_variants import How, Part, Shapes, extras_of, how_it_packs, of_seed, packed_parts
 from trainables.streams import Streams
 from trainables.variants import Outputs, Term, Terms, Variant
@@ -194,7 +194,7 @@ class _Asked(dict[str, Any]):
 
     def __missing__(self, name: str) -> Any:
         raise _Absent(
-            f"hp has no {name!r}{_nearest(name, self)}: it has {', '.join(sorted(self))}; give it in the arm's "
+            f"hp has no {name!r}{nearest(name, self)}: it has {', '.join(sorted(self))}; give it in the arm's "
             "default, and in its space to search it"
         )
 
@@ -206,12 +206,7 @@ class _Named(dict[str, Any]):
 
     def __missing__(self, name: str) -> Any:
         has = ", ".join(self) or "none: a layer is there if the arm's `layers` names it, of images"
-        raise _Absent(f"no layer {name!r} in what it was given{_nearest(name, self)}: there is {has}")
-
-
-def _nearest(given: str, allowed: Collection[str]) -> str:
-    close = difflib.get_close_matches(given, list(allowed), n=1)
-    return f" (did you mean '{close[0]}'?)" if close else ""
+        raise _Absent(f"no layer {name!r} in what it was given{nearest(name, self)}: there is {has}")
 
 
 def _made_up(

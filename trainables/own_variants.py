@@ -15,17 +15,13 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from trainables.by_path import Unloadable, described, load, namespace
+from trainables.names import is_own
 from trainables.streams import Streams
 from trainables.variants import READS_FEATURES, VARIANTS, HyperParameters, Outputs, Term, Terms, Variant
 
 How = Literal["packed", "vmap", "one by one"]
 Shapes = Mapping[str, tuple[int, ...]]  # of one sample: `logits`, `features.layer3`, `attention.layer3`, `members`
 _PARTS = ("features", "aligned", "attention", "masks")
-
-
-def is_own(variant: str) -> bool:
-    """Whether it is a user's, `path/to/file.py:function`, and not one of `trainables.variants`."""
-    return variant not in VARIANTS and ":" in variant
 
 
 def variant_of(variant: str) -> Variant:
@@ -129,8 +125,7 @@ def packed_variant(
     function = variant_of(variant)
     if not is_own(variant):
         return function
-    with torch.no_grad():
-        return run_packed(function, how_it_packs(function, student, teacher, labels, hp)[0])
+    return run_packed(function, how_it_packs(function, student, teacher, labels, hp)[0])
 
 
 def _difference(found: Terms, expected: Terms) -> str | None:

@@ -23,7 +23,8 @@ from trainables.encoding import Encoder
 from trainables.losses import cross_entropy, is_finite
 from trainables.models.gate import Gate
 from trainables.models.mlp import StackedMLP, parameter_count, single_of
-from trainables.own_variants import Part, Shapes, extras_of, is_own, packed_parts, packed_variant
+from trainables.names import is_own
+from trainables.own_variants import Part, Shapes, extras_of, packed_parts, packed_variant
 from trainables.packing import StackedAdam, dropout_masks, shuffled_within_class
 from trainables.streams import Streams
 from trainables.variants import BLENDS, GATES, REFERENCES, Outputs, Terms, blended

@@ -3,15 +3,17 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from search.families import mlp
 from spaces import Arm, Study
-from spaces.families import ORDINARY, is_own
+from spaces.families import ORDINARY
 from trainables import vision
 from trainables.context import EpochResult, TrialConfig
 from trainables.datasets import Dataset, Rows, load
@@ -19,6 +21,7 @@ from trainables.evaluation import latency, robustness
 from trainables.layers import Use, layer_pairs, wanted
 from trainables.layers import refuse_unusable as refuse_unusable_layers
 from trainables.models.resnet import feature_shapes
+from trainables.names import is_own
 from trainables.own_variants import Shapes, reads_features
 from trainables.streams import Streams
 from trainables.teachers import cached, resnet
@@ -99,9 +102,7 @@ def student(study: Study, arm: str, state: Mapping[str, Tensor], place: int) -> 
 
 
 def shapes(study: Study, config: TrialConfig, dataset: Dataset) -> tuple[Shapes, Shapes | None]:
-    fit = dataset.train
-    student = feature_shapes(resnet.untrained(config.student, fit, dataset.classes), *fit.x.shape[1:])
-    teacher = feature_shapes(resnet.untrained(asdict(study.teacher), fit, dataset.classes), *fit.x.shape[1:])
+    student, teacher = (_layers_of(spec, dataset) for spec in (config.student, asdict(study.teacher)))
     channels = study.views.alignment_channels
     pairs = layer_pairs(str(config.hp.get("layers", "")))
     layers = tuple(p.teacher for p in pairs)
@@ -110,13 +111,24 @@ def shapes(study: Study, config: TrialConfig, dataset: Dataset) -> tuple[Shapes,
     return vision.shapes(config, dataset.classes, student, wanted_shapes(kept, dataset.classes, teacher, widest))
 
 
+def _layers_of(spec: Mapping[str, Any], dataset: Dataset) -> dict[str, tuple[int, int, int]]:
+    """(C, H, W) of every layer of a network on these images; built once for each spec: deep ones take a while."""
+    return _feature_shapes(frozenset(spec.items()), dataset.train.x.shape[1:], dataset.classes)
+
+
+@lru_cache(maxsize=32)
+def _feature_shapes(
+    spec: frozenset[tuple[str, Any]], image: tuple[int, ...], classes: int
+) -> dict[str, tuple[int, int, int]]:
+    one = Rows(np.zeros((1, *image), np.uint8), np.zeros(1, np.int64))
+    return feature_shapes(resnet.untrained(dict(spec), one, classes), *image)
+
+
 def made_up(study: Study, dataset: Dataset, folder: Path) -> cached.TeacherViews:
     """As it would be cached: a study that runs its teacher live must say otherwise."""
-    fit, views = dataset.train, study.views
-    teacher = feature_shapes(resnet.untrained(asdict(study.teacher), fit, dataset.classes), *fit.x.shape[1:])
-    kept = wanted(uses(study), tuple(teacher))
-    arrays = cached.wanted_shapes(kept, dataset.classes, teacher, views.alignment_channels)
-    return cached.made_up(folder, arrays, views.count if views.pad or views.flip else 1, len(fit))
+    teacher, views = _layers_of(asdict(study.teacher), dataset), study.views
+    arrays = wanted_shapes(wanted(uses(study), tuple(teacher)), dataset.classes, teacher, views.alignment_channels)
+    return cached.made_up(folder, arrays, views.count if views.pad or views.flip else 1, len(dataset.train))
 
 
 def without_teacher(study: Study, config: TrialConfig) -> TrialConfig:
@@ -156,13 +168,10 @@ def refuse_unusable(study: Study, say: Callable[[str], None]) -> None:
     """
     dataset = load(asdict(study.data), say)
     fit = dataset.fit_rows(study.confirm_on)
-    teacher = feature_shapes(resnet.untrained(asdict(study.teacher), fit, dataset.classes), *fit.x.shape[1:])
+    teacher = _layers_of(asdict(study.teacher), dataset)
     for use in uses(study):
-        student = feature_shapes(resnet.untrained(use.student, fit, dataset.classes), *fit.x.shape[1:])
-        refuse_unusable_layers(use, student, teacher)
+        refuse_unusable_layers(use, _layers_of(use.student, dataset), teacher)
     views = study.views
-    arrays = cached.wanted_shapes(
-        wanted(uses(study), tuple(teacher)), dataset.classes, teacher, views.alignment_channels
-    )
+    arrays = wanted_shapes(wanted(uses(study), tuple(teacher)), dataset.classes, teacher, views.alignment_channels)
     count = views.count if views.pad or views.flip else 1
     cached.refuse_too_large(arrays, count, len(fit), views.cache_limit_mb)
