@@ -102,7 +102,7 @@ def commands(name, program, subcommand):
     found = []
     for line in lines(name):
         plain = re.sub(r"\$\(\(.*?\)\)|\$\w+", "1", line)
-        for match in re.finditer(rf"(?<![\w/-]){program} {subcommand}\b([^`&;|]*)", plain):
+        for match in re.finditer(rf"(?<![\w/'-]){program} {subcommand}\b([^`&;|]*)", plain):
             found.append(shlex.split(match[1], comments=True))
     return found
 
@@ -259,10 +259,7 @@ def test_every_ray_command_is_one(name):
         parsed(ray_cli.commands["start"], arguments)
     for subcommand in ("stop", "status", "up", "down", "dashboard", "rsync-down", "exec", "get-auth-token"):
         for arguments in commands(name, "ray", subcommand):
-            parsed(
-                ray_cli.commands[subcommand.replace("-", "_") if subcommand not in ray_cli.commands else subcommand],
-                arguments,
-            )
+            parsed(ray_cli.commands[subcommand], arguments)
     for subcommand in ("submit", "logs"):
         for arguments in commands(name, "ray", f"job {subcommand}"):
             parsed(ray_cli.commands["job"].commands[subcommand], arguments)
