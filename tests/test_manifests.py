@@ -251,10 +251,7 @@ def test_every_ray_command_is_one(name):
         parsed(ray_cli.commands["start"], arguments)
     for subcommand in ("stop", "status", "up", "down", "dashboard", "rsync-down", "exec", "get-auth-token"):
         for arguments in commands(name, "ray", subcommand):
-            parsed(
-                ray_cli.commands[subcommand.replace("-", "_") if subcommand not in ray_cli.commands else subcommand],
-                arguments,
-            )
+            parsed(ray_cli.commands[subcommand], arguments)
     for subcommand in ("submit", "logs"):
         for arguments in commands(name, "ray", f"job {subcommand}"):
             parsed(ray_cli.commands["job"].commands[subcommand], arguments)
