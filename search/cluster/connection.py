@@ -81,7 +81,10 @@ def connected(options: Options, say: Callable[[str], None]) -> Iterator[Capacity
             runtime_env=_runtime_env(options),
         )
     except ConnectionError as error:
-        raise BadInput(f"--address {options.address}: no Ray cluster answers there ({error})") from None
+        raise BadInput(
+            f"--address {options.address}: no Ray cluster answers there ({error}). One that asks for a token wants "
+            "RAY_AUTH_MODE=token and its token here, too"
+        ) from None
     except RuntimeError as error:
         if "ersion mismatch" not in str(error):
             raise
@@ -89,6 +92,8 @@ def connected(options: Options, say: Callable[[str], None]) -> Iterator[Capacity
     except SystemExit:  # Ray's own answer to SIGTERM
         raise Interrupted from None
     try:
+        if options.address:
+            preflight.wait_for_a_node(say)
         preflight.refuse_impossible([n["Resources"] for n in preflight.alive()], options)
         with raises_on_signal():
             if options.address:

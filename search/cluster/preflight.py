@@ -6,8 +6,9 @@ import os
 import platform
 import secrets
 import shutil
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from spaces import BadInput
 from trainables.cache import cache_folder
 
 ANSWER_S = 120.0  # a node that has not answered after so long is not waited for
+FIRST_NODE_S = 300.0
 FOLDER = "preflight"
 GIB = 2**30
 
@@ -41,6 +43,16 @@ class Node:
 def alive() -> list[dict[str, Any]]:
     """Ray's record of every node that is there, those without processors for trials too."""
     return [node for node in ray.nodes() if node["Alive"]]
+
+
+def wait_for_a_node(say: Callable[[str], None]) -> None:
+    """A cluster that has just been started may have its head only, with no processor for trials."""
+    until, told = time.monotonic() + FIRST_NODE_S, False
+    while not any(n["Resources"].get("CPU") for n in alive()) and time.monotonic() < until:
+        if not told:
+            told = True
+            say(f"the cluster has no node for trials yet; waiting up to {FIRST_NODE_S:g} s for the first")
+        time.sleep(1.0)
 
 
 def refuse_impossible(nodes: Sequence[Mapping[str, float]], options: Options) -> None:

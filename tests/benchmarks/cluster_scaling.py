@@ -230,10 +230,11 @@ def side(workers: int, seconds: float, window: float, trials: int | None) -> dic
     import ray
 
     from search import tuning
+    from search.cluster.connection import connected
     from search.ledger import Ledger
+    from search.options import Options
     from search.progress import Progress
     from search.state import SearchState
-    from search.sweep import Options, _ray
 
     @ray.remote
     def make(study: Any) -> Any:
@@ -251,13 +252,16 @@ def side(workers: int, seconds: float, window: float, trials: int | None) -> dic
         tuning.WORKER_ENVIRONMENT["PYTHONPATH"] = str(first)
         study = sleeping_study(path, workers, seconds, window) if trials is None else tabulated_study(path, trials)
         run.mkdir()
-        options = Options(max_concurrent=workers, address=address)
-        with _ray(options), Ledger.create(run, {"study": study.name, "seed": 0}) as ledger:
+        options = Options(max_concurrent=workers, address=address, storage=str(Path(folder) / "storage"))
+        with (
+            connected(options, lambda line: None) as concurrent,
+            Ledger.create(run, {"study": study.name, "seed": 0}) as ledger,
+        ):
             payload = make.remote(study)
             state = SearchState(study, ledger, 0)
             watched = Watched(state, workers if seconds else 1, window) if trials is None else None
             began = time.monotonic()
-            tuning.search(state, payload, {"cpu": 1, "gpu": 0}, workers, run, 3600.0, Progress())
+            tuning.search(state, [payload], options, concurrent, run, Progress())
             took, count = time.monotonic() - began, len(ledger.trials())
     found = watched.figures() if watched else {"trials": count, "seconds": took, "trials_a_second": count / took}
     if not seconds:
