@@ -89,7 +89,8 @@ def blocks_of(text: str, page: str) -> list[Block]:
 
 def commands(block: Block) -> list[list[str]]:
     """The words of each command of a shell block; with a prompt `$ ` only the lines that have it are commands."""
-    lines = [line for line in re.sub(r"\\\n\s*", " ", block.text).splitlines() if line.strip() and not line.startswith("#")]
+    whole = re.sub(r"\\\n\s*", " ", block.text)
+    lines = [line for line in whole.splitlines() if line.strip() and not line.startswith("#")]
     if any(line.startswith("$ ") for line in lines):
         lines = [line[2:] for line in lines if line.startswith("$ ")]
     return [shlex.split(line, comments=True) for line in lines]
