@@ -457,7 +457,7 @@ def resume(
     from search.sweep import resume as go_on
     from spaces import BadInput
 
-    progress, given = Progress(), _given(address=address, max_concurrent=max_concurrent)
+    progress, given = Progress(), _given(address, max_concurrent)
     folder = Path(run)
     if _is_elsewhere(run):
         folder = _fetched(run, out, progress.say)
@@ -494,7 +494,9 @@ def _fetched(uri: str, out: Path | None, say: Callable[[str], None]) -> Path:
     return folder
 
 
-def _given(**options: Any) -> dict[str, Any]:
+def _given(address: str | None, max_concurrent: int | None) -> dict[str, Any]:
+    """Of the options of a sweep those that are other than when it began."""
+    options = {"address": address, "max_concurrent": max_concurrent}
     return {name: value for name, value in options.items() if value is not None}
 
 
@@ -526,6 +528,8 @@ def extend(
     source: Annotated[
         str | None, typer.Option("--from", metavar="STUDY", help="Where those arms are defined [default: the study].")
     ] = None,
+    address: Address = None,
+    max_concurrent: MaxConcurrent = None,
     force: Force = False,
     wandb: Wandb = None,
     as_json: AsJson = False,
@@ -548,7 +552,8 @@ def extend(
 
     added, progress = tuple(a for a in (arms or "").split(",") if a), Progress()
     with _leaving(run), tracking.following(run, tracking.chosen_mode(wandb), progress.say) as no_more_comes:
-        give_more(run, Extension(confirm_seeds, seed_epochs, added, source), progress, force)
+        extension, given = Extension(confirm_seeds, seed_epochs, added, source), _given(address, max_concurrent)
+        give_more(run, extension, progress, force, given)
         no_more_comes()
         _write_report(opened, progress.say)
     _finish(opened, as_json)

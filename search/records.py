@@ -201,6 +201,7 @@ def fetch(storage: Storage, run: Path) -> tuple[int, int]:
             (new / STUDY).write_bytes(storage.read(STUDY))
         with Ledger.open(new, check=True) as ledger:
             merged = merge(storage, ledger)
+        fetch_students(storage, new)
         new.rename(run)
     return merged
 

@@ -28,7 +28,7 @@ class Storage:
     """
 
     def __init__(self, uri: str | Path) -> None:
-        self.uri = str(uri)
+        self.uri = str(uri) if is_bucket(uri) else str(Path(uri).absolute())  # workers stand elsewhere
         self._fs, self._root = _opened(self.uri)
 
     @property

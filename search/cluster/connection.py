@@ -1,12 +1,16 @@
 """Ray, started here or joined, and how many trials it runs at once."""
 
+import atexit
 import contextlib
+import importlib.util
 import logging
 import math
 import os
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -110,9 +114,23 @@ def _runtime_env(options: Options) -> dict[str, Any]:
     """
     environment: dict[str, Any] = {"env_vars": tuning.WORKER_ENVIRONMENT}
     if options.address:
-        environment["py_modules"] = [str(Path(p.__file__).parent) for p in PACKAGES if p.__file__]
+        packages = [str(Path(p.__file__).parent) for p in PACKAGES if p.__file__]
+        environment["py_modules"] = [*packages, *_face()]
         environment["excludes"] = ["**/__pycache__/**"]
     return environment
+
+
+def _face() -> list[str]:
+    """distune.py, from which a user's file may import, as a folder, which is all that Ray takes; gone at our end."""
+    found = importlib.util.find_spec("distune")
+    if found is None or found.origin is None:
+        return []
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    package = Path(folder) / "distune"
+    package.mkdir()
+    shutil.copy(found.origin, package / "__init__.py")
+    return [str(package)]
 
 
 def _refuse_unreachable(address: str | None) -> None:
