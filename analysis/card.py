@@ -65,7 +65,8 @@ def _what(facts: Mapping[str, Any]) -> str:
 
 def _family(facts: Mapping[str, Any]) -> str:
     if facts["family"] == "vision":
-        return f"ResNet-{facts['architecture']['depth']}"
+        form = facts["architecture"]
+        return f"ResNet-{form['depth']}" if "depth" in form else f"network ({form['network']})"
     return f"multilayer perceptron ({'-'.join(map(str, facts['architecture']['widths']))})"
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from search import families
-from search.payload import TRAIN, Payload, build_teacher, load_trainable, payload_of, trial_config
+from search.payload import Payload, build_teacher, label, load_trainable, payload_of, trial_config
 from search.seeds import SEARCH
 from spaces import Study
 from trainables.datasets import Dataset, Rows, load
@@ -50,9 +50,9 @@ def label_rows(study: Study, seed: int, dataset: Dataset, fit: str, teacher_set:
     """Teacher set number `teacher_set` on the rows `fit`, from the cache or trained now; refused if it saw others."""
     teacher = build_teacher(study, seed, dataset, fit, teacher_set)
     family, artefact = families.of(study), teacher.artefact
-    validation = dataset.validation if fit == TRAIN else None
-    outputs = family.label(study, teacher, dataset.fit_rows(fit), dataset, validation)
-    seconds, notes = artefact.about["seconds"], (*dataset.notes, *family.notes(study, teacher, outputs))
+    outputs = label(study, teacher, dataset, fit)
+    about = family.notes(study, teacher, outputs, dataset.fit_rows(fit))
+    seconds, notes = artefact.about["seconds"], (*dataset.notes, *about)
     return outputs, TeacherBuilt(fit, teacher_set, artefact.key, seconds, teacher.parameters, notes)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import functools
+import hashlib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +15,7 @@ import yaml
 
 from spaces import attention_transfer, mlp_ensemble, promo_attention
 from spaces.families import KINDS, TAGS, WEIGHS_TEACHERS
+from spaces.outside import FILES
 from spaces.study import A_A_CONTROL, BASELINE, Study
 
 BUILT_IN: dict[str, Study] = {
@@ -64,7 +66,7 @@ def load_study(name: str | Path, overrides: Iterable[str] = ()) -> Study:
             "or the path of a .yaml file"
         )
     raw = _laid_over(raw, [_assignment(assignment) for assignment in overrides])
-    return _validate(_with_absolute_path(raw, Path.cwd()))
+    return _validate(_with_fingerprint(_with_absolute_paths(raw, Path.cwd())))
 
 
 def adjust(
@@ -142,7 +144,7 @@ def _with_arms(raw: dict[str, Any], arms: Sequence[str], source: str) -> dict[st
             f"say where the arms are defined: --from with a built-in study ({', '.join(BUILT_IN)}) or a .yaml"
         )
     other = _plain(load_study(source))
-    if _kind_of_data(raw) == "csv" != _kind_of_data(other):
+    if _kind_of("data", raw) == "csv" != _kind_of("data", other):
         other = _without_published(other)
     for arm in arms:
         if arm in raw["arms"]:
@@ -186,7 +188,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise BadInput(f"{path} must be a mapping such as 'extends: mlp-ensemble', got {type(raw).__name__}")
     if isinstance(raw.get("trainable"), str):
         raw["trainable"] = str(path.parent.absolute() / raw["trainable"])  # a path in a file is relative to the file
-    raw = _with_absolute_path(raw, path.parent.absolute())
+    raw = _with_absolute_paths(raw, path.parent.absolute())
     if "extends" not in raw:
         return raw
     base = raw.pop("extends")
@@ -200,14 +202,20 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _laid_over(base: dict[str, Any], changes: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The study `base` with these changes laid over it in their order, and with what follows from them."""
     merged = functools.reduce(_merge, changes, base)
-    if _kind_of_data(merged) == "csv" != _kind_of_data(base):
-        merged = functools.reduce(_merge, changes, _without_published(base))
+    before = base
+    if _kind_of("data", merged) == "csv" != _kind_of("data", base):
+        before = _without_published(before)
+    if any(_kind_of(part, merged) != _kind_of(part, base) for part in ("student", "teacher")):
+        before = _for_other_networks(before, merged)
+    if before is not base:
+        merged = functools.reduce(_merge, changes, before)
     return _with_an_arm_for_each_teacher(base, merged)
 
 
-def _kind_of_data(raw: dict[str, Any]) -> Any:
-    data = raw.get("data")
-    return data.get("kind") if isinstance(data, dict) else None
+def _kind_of(part: str, raw: dict[str, Any]) -> Any:
+    """The kind of `data`, `student` or `teacher`, where one is given."""
+    given = raw.get(part)
+    return given.get("kind") if isinstance(given, dict) else None
 
 
 def _without_published(plain: dict[str, Any]) -> dict[str, Any]:
@@ -216,12 +224,51 @@ def _without_published(plain: dict[str, Any]) -> dict[str, Any]:
     return {**plain, "arms": arms, "claims": [], "published_teacher": None, "notes": []}
 
 
-def _with_absolute_path(raw: dict[str, Any], where: Path) -> dict[str, Any]:
-    """The data's path made absolute: one in a file is relative to the file, one of `--set` to the working folder."""
-    data = raw.get("data")
-    if not isinstance(data, dict) or not isinstance(data.get("path"), str):
+def _for_other_networks(plain: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """The study for a student or a teacher of another kind, as `wanted` has them.
+
+    What a source measured with its own networks says nothing of these, and arms that change a ResNet student go with
+    it. Default layers give way to the first of those that `wanted` searches; one teacher from outside serves all seeds.
+    """
+    plain = _without_published(plain)
+    if _kind_of("student", wanted) != _kind_of("student", plain):
+        plain = _without_arms(plain, {name for name, arm in plain["arms"].items() if arm["student"]})
+    arms = {}
+    for name, arm in plain["arms"].items():
+        choices = _spaces(wanted["arms"]).get(name, {}).get("layers", {})
+        given = choices.get("choices") if isinstance(choices, dict) else None
+        if "layers" in arm["default"] and given and arm["default"]["layers"] not in given:
+            arm = {**arm, "default": {**arm["default"], "layers": given[0]}}
+        arms[name] = arm
+    trained_here = not isinstance(wanted.get("teacher"), dict) or "fitted_on" not in wanted["teacher"]
+    return {**plain, "arms": arms} | ({} if trained_here else {"confirm_teachers": 1})
+
+
+def _with_absolute_paths(raw: dict[str, Any], where: Path) -> dict[str, Any]:
+    """The paths of files made absolute: one in a file is relative to the file, one of `--set` to the working folder."""
+    changed = dict(raw)
+    for part, keys in (("data", ("path", "validation_rows")), ("student", FILES), ("teacher", FILES)):
+        given = raw.get(part)
+        if isinstance(given, dict):
+            paths = {key: str(where / Path(given[key]).expanduser()) for key in keys if isinstance(given.get(key), str)}
+            changed[part] = {**given, **paths}
+    return changed
+
+
+def _with_fingerprint(raw: dict[str, Any]) -> dict[str, Any]:
+    """The study with the SHA-256 of the file that its teacher is read from, so that no other can take its place."""
+    teacher = raw.get("teacher")
+    if not isinstance(teacher, dict) or teacher.get("sha256") is not None:
         return raw
-    return {**raw, "data": {**data, "path": str(where / Path(data["path"]).expanduser())}}
+    for key in ("path", "checkpoint"):
+        if isinstance(teacher.get(key), str):
+            try:
+                with open(teacher[key], "rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise BadInput(f"teacher.{key}: cannot read {teacher[key]}: {error.strerror}") from None
+            return {**raw, "teacher": {**teacher, "sha256": digest}}
+    return raw
 
 
 def _with_an_arm_for_each_teacher(before: dict[str, Any], raw: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trainables.datasets import shortened
+from trainables.models.networks import nearest
 from trainables.teachers.cached import TeacherViews, Wanted
 
 LEAST_ATTENTION, LEAST_MASK = 2, 4  # pixels a side
@@ -104,7 +106,8 @@ def cached_mask_source(mask: str, pair: Pair, teacher: TeacherViews) -> tuple[st
 
 def _refuse_unknown(arm: str, who: str, layer: str, shapes: Shapes) -> None:
     if layer not in shapes:
-        raise UnusableLayer(f"{arm}: the {who} has no layer {layer!r}; it has {', '.join(shapes)}")
+        names = shortened(list(shapes), 12) if shapes else "none with maps of 2x2 or more"
+        raise UnusableLayer(f"{arm}: the {who} has no layer {layer!r}; it has {names}{nearest(layer, shapes)}")
 
 
 def _refuse_small(arm: str, who: str, layer: str, shapes: Shapes, least: int, what: str) -> None:

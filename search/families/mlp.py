@@ -10,14 +10,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from search.families import outside
 from search.ledger import ENSEMBLE
 from spaces import Study
 from trainables import mlp
 from trainables.context import EpochResult, TeacherOutputs, TrialConfig
 from trainables.datasets import Dataset, Rows
 from trainables.evaluation import test_metrics
+from trainables.models.networks import Unusable
 from trainables.streams import Streams
 from trainables.teachers import ensemble
+from trainables.teachers.outside import LogitsTable, TableTeacher, table_teacher
 
 TRAINABLE = "trainables.mlp:train"
 PACKS = True
@@ -25,22 +28,30 @@ PACKS = True
 
 def build_teacher(
     study: Study, seed: int, fit: Rows, dataset: Dataset, teacher_set: int, device: str
-) -> ensemble.Ensemble:
+) -> ensemble.Ensemble | TableTeacher | LogitsTable:
     torch.set_num_threads(1)
+    if study.teacher_fitted_on is not None:
+        return table_teacher(outside.artefact_of(study, dataset, fit))
     return ensemble.build(asdict(study.teacher), fit, dataset.classes, teacher_set, Streams(study.name, seed))
 
 
 def label(
-    study: Study, teacher: ensemble.Ensemble, fit: Rows, dataset: Dataset, validation: Rows | None = None
+    study: Study,
+    teacher: ensemble.Ensemble | TableTeacher | LogitsTable,
+    fit: Rows,
+    dataset: Dataset,
+    validation: Rows | None = None,
 ) -> TeacherOutputs:
     return TeacherOutputs(teacher.logits(fit.x).numpy(), teacher.fitted_on)
 
 
-def notes(study: Study, teacher: Any, outputs: Any) -> tuple[str, ...]:
-    return ()
+def notes(study: Study, teacher: Any, outputs: Any, fit: Rows) -> tuple[str, ...]:
+    return outside.notes(study, outputs.logits, fit.y)
 
 
 def is_built(study: Study, seed: int, fit: Rows, dataset: Dataset, teacher_set: int) -> bool:
+    if study.teacher_fitted_on is not None:
+        return True  # reading it costs nothing beside training one
     return ensemble.is_built(asdict(study.teacher), fit, teacher_set, Streams(study.name, seed))
 
 
@@ -72,7 +83,13 @@ def judge(
 def judge_teacher(
     study: Study, teacher: Any, rows: Rows, split: str
 ) -> tuple[dict[int, NDArray[Any]], dict[int, dict[str, Any]]]:
-    members = teacher.member_logits(rows.x)
+    if isinstance(teacher, LogitsTable):
+        try:
+            members = teacher.member_logits(rows.x)
+        except Unusable:  # a table need not speak of rows that nobody learns from
+            return {}, {}
+    else:
+        members = teacher.member_logits(rows.x)
     predicted = {ENSEMBLE: members.mean(dim=0).argmax(dim=-1).numpy()}
     if split == "test" and len(members) > 1:
         predicted |= {m: logits.argmax(dim=-1).numpy() for m, logits in enumerate(members)}

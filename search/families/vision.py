@@ -5,22 +5,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from search.families import mlp
+from search.families import mlp, outside
 from spaces import Arm, Study
 from spaces.families import ORDINARY
 from trainables import vision
 from trainables.context import EpochResult, TrialConfig
 from trainables.datasets import Dataset, Rows, load
 from trainables.evaluation import latency, robustness
-from trainables.layers import Use, wanted
+from trainables.layers import UnusableLayer, Use, wanted
 from trainables.layers import refuse_unusable as refuse_unusable_layers
-from trainables.models.resnet import feature_shapes
+from trainables.models.networks import described, map_shapes, refuse_untrainable
 from trainables.streams import Streams
 from trainables.teachers import cached, resnet
+from trainables.teachers.outside import LogitsTable
 from trainables.variants import READS_FEATURES
+from trainables.views import as_tensor
 
 TRAINABLE = "trainables.vision:train"
 PACKS = False
@@ -31,21 +34,31 @@ inputs, judged, judge_teacher, silent = mlp.inputs, mlp.judged, mlp.judge_teache
 
 def build_teacher(
     study: Study, seed: int, fit: Rows, dataset: Dataset, teacher_set: int, device: str
-) -> resnet.ResNetTeacher:
+) -> resnet.ResNetTeacher | LogitsTable:
     spec, views, compute = asdict(study.teacher), asdict(study.views), asdict(study.compute)
+    if study.teacher_fitted_on is not None:
+        artefact = outside.artefact_of(study, dataset, fit)
+        return LogitsTable(artefact) if spec["kind"] == "logits" else resnet.opened(artefact, compute, device)
     return resnet.build(spec, views, compute, fit, dataset.classes, teacher_set, Streams(study.name, seed), device)
 
 
 def label(
-    study: Study, teacher: resnet.ResNetTeacher, fit: Rows, dataset: Dataset, validation: Rows | None = None
+    study: Study,
+    teacher: resnet.ResNetTeacher | LogitsTable,
+    fit: Rows,
+    dataset: Dataset,
+    validation: Rows | None = None,
 ) -> cached.TeacherViews:
-    layers = wanted(uses(study), teacher.model.layer_names)
+    shapes = {} if isinstance(teacher, LogitsTable) else map_shapes(teacher.model, *fit.x.shape[1:])
+    layers = wanted(uses(study), tuple(shapes))
     return cached.build(teacher, fit, asdict(study.views), layers, dataset.classes)
 
 
-def notes(study: Study, teacher: Any, outputs: Any) -> tuple[str, ...]:
-    found = []
-    if asdict(study.teacher)["pretrained"] and not teacher.artefact.about["pretrained"]:
+def notes(study: Study, teacher: Any, outputs: Any, fit: Rows) -> tuple[str, ...]:
+    found = list(outside.notes(study, outputs.logits(0, torch.arange(len(fit))).numpy(), fit.y))
+    if isinstance(teacher, LogitsTable) and (study.views.pad or study.views.flip):
+        found.append("the teacher's logits are of the images as they are, also where students see a view of them")
+    if asdict(study.teacher).get("pretrained") and not teacher.artefact.about["pretrained"]:
         found.append("the teacher was trained from scratch: its ImageNet weights could not be downloaded or do not fit")
     for name, share in outputs.degenerate.items():
         if share > 0:
@@ -54,6 +67,8 @@ def notes(study: Study, teacher: Any, outputs: Any) -> tuple[str, ...]:
 
 
 def is_built(study: Study, seed: int, fit: Rows, dataset: Dataset, teacher_set: int) -> bool:
+    if study.teacher_fitted_on is not None:
+        return True  # reading it costs nothing beside training one
     return resnet.is_built(asdict(study.teacher), asdict(study.views), fit, teacher_set, Streams(study.name, seed))
 
 
@@ -122,15 +137,16 @@ def _values(arm: Arm, name: str) -> tuple[Any, ...]:
 
 
 def refuse_unusable(study: Study, say: Callable[[str], None]) -> None:
-    """Raise ValueError for layers that do not exist or are too small, and for a cache above its limit.
+    """Raise ValueError for networks that cannot be used, layers that do not exist or are too small, too large a cache.
 
     Decodes a folder of images, or downloads CIFAR-10, where that has not been done yet.
     """
     dataset = load(asdict(study.data), say)
     fit = dataset.fit_rows(study.confirm_on)
-    teacher = feature_shapes(resnet.untrained(asdict(study.teacher), fit, dataset.classes), *fit.x.shape[1:])
+    _refuse_unusable_student(study, fit, dataset.classes)
+    teacher = _teacher_shapes(study, dataset, fit)
     for use in uses(study):
-        student = feature_shapes(resnet.untrained(use.student, fit, dataset.classes), *fit.x.shape[1:])
+        student = map_shapes(resnet.untrained(use.student, fit, dataset.classes), *fit.x.shape[1:])
         refuse_unusable_layers(use, student, teacher)
     views = study.views
     arrays = cached.wanted_shapes(
@@ -138,3 +154,35 @@ def refuse_unusable(study: Study, say: Callable[[str], None]) -> None:
     )
     count = views.count if views.pad or views.flip else 1
     cached.refuse_too_large(arrays, count, len(fit), views.cache_limit_mb)
+
+
+def _refuse_unusable_student(study: Study, fit: Rows, classes: int) -> None:
+    spec = asdict(study.student)
+    if spec["kind"] != "resnet":
+        model, images = resnet.untrained(spec, fit, classes), as_tensor(fit.x[:2]).float() / 255
+        refuse_untrainable(f"the student {described(spec)}", model, images, classes)
+
+
+def _teacher_shapes(study: Study, dataset: Dataset, fit: Rows) -> dict[str, tuple[int, int, int]]:
+    """The teacher's layers with maps; raises ValueError for one that cannot be used and for arms that need more."""
+    spec = asdict(study.teacher)
+    if outside.says_logits_only(study):
+        if compared := [use.arm for use in uses(study)]:
+            others = [name for name in study.arms if name not in compared]
+            raise UnusableLayer(
+                f"{', '.join(compared)} compare layers with the teacher's, and a teacher of kind {spec['kind']} says "
+                f"logits only: leave them out (--arms {','.join(others)}), or give the teacher as a module with a "
+                "checkpoint"
+            )
+        build_teacher(study, 0, fit, dataset, 0, "cpu")
+        return {}
+    if study.teacher_fitted_on is not None:
+        opened = build_teacher(study, 0, fit, dataset, 0, "cpu")
+        assert not isinstance(opened, LogitsTable)
+        return map_shapes(opened.model, *fit.x.shape[1:])
+    model = resnet.untrained(spec, fit, dataset.classes)
+    shapes = map_shapes(model, *fit.x.shape[1:])
+    if spec["kind"] != "resnet":
+        images = as_tensor(fit.x[:2]).float() / 255
+        refuse_untrainable(f"the teacher {described(spec)}", model, images, dataset.classes)
+    return shapes
