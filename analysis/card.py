@@ -64,9 +64,11 @@ def _what(facts: Mapping[str, Any]) -> str:
 
 
 def _family(facts: Mapping[str, Any]) -> str:
+    form = facts["architecture"]
+    if "network" in form:
+        return f"network ({form['network']})"
     if facts["family"] == "vision":
-        form = facts["architecture"]
-        return f"ResNet-{form['depth']}" if "depth" in form else f"network ({form['network']})"
+        return f"ResNet-{form['depth']}"
     return f"multilayer perceptron ({'-'.join(map(str, facts['architecture']['widths']))})"
 
 

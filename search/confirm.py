@@ -97,7 +97,7 @@ def train_to_end(
         metrics[f"test_{study.metric}_best_epoch"] = np.max(peeked, axis=0).tolist()
     metrics["parameters"] = [float(last.parameters)] * len(job.replicates)
     metrics["diverged"] = [float(last.diverged)] * len(job.replicates)
-    weights = {k: v.contiguous().cpu() for k, v in last.state().items() if not TRAINING_ONLY & set(k.split("."))}
+    weights = {k: v.contiguous().cpu() for k, v in last.state().items() if not TRAINING_ONLY & set(k.split(".")[:2])}
     if students is not None and weights and not last.diverged:
         write_atomically(Path(students) / f"{pack_name(job, job.replicates[0])}.safetensors", save(weights))
     seconds = (time.monotonic() - began) / len(job.replicates)

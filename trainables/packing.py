@@ -16,6 +16,7 @@ from torch.optim.adam import adam
 
 from trainables.losses import is_finite
 from trainables.models.mlp import StackedMLP
+from trainables.models.stacked import StackedModule
 from trainables.streams import Streams
 from trainables.variants import Outputs, Terms
 
@@ -27,7 +28,8 @@ class Pack:
     """S networks, their optimiser and the rows that they are fitted on.
 
     x: (N, features); y: (N,); teacher: (S, N, classes) logits, row n of seed s belonging to sample n, or None.
-    hp: `learning_rate`, `weight_decay` (as in Adam: added to the gradient) and `batch_size`.
+    hp: `learning_rate`, `weight_decay` (as in Adam: added to the gradient) and `batch_size`. model: the networks,
+    if they are not multilayer perceptrons of these widths.
     """
 
     def __init__(
@@ -40,11 +42,13 @@ class Pack:
         x: Tensor,
         y: Tensor,
         teacher: Tensor | None = None,
+        model: StackedModule | None = None,
     ) -> None:
         self.replicates, self.streams = tuple(replicates), streams
         self.x, self.y, self.teacher = x, y, teacher
         self.batch_size = min(int(hp["batch_size"]), len(y))
-        self.model = StackedMLP(widths, len(self.replicates), dropout).to(device=x.device, dtype=x.dtype)
+        self.model: StackedMLP | StackedModule = model or StackedMLP(widths, len(self.replicates), dropout)
+        self.model.to(device=x.device, dtype=x.dtype)
         self.model.initialise([streams.generator("init", r) for r in self.replicates])
         self.parameters: list[Tensor] = list(self.model.parameters())
         self._adam = StackedAdam(self.parameters, hp["learning_rate"], hp["weight_decay"])
@@ -52,8 +56,14 @@ class Pack:
     def train_epoch(self, epoch: int, loss: Loss) -> dict[str, Tensor]:
         """One pass over the rows; returns each term's mean over the pass, (S,).
 
-        The gradient of the sum over seeds is each seed's own gradient, since no parameter is shared.
+        The gradient of the sum over seeds is each seed's own gradient, since no parameter is shared. A last batch of a
+        single row is left out for a module of the user's: a batch norm cannot train on it.
         """
+        self.model.train()
+        least = 1
+        if isinstance(self.model, StackedModule):
+            self.model.begin([self.streams.number("dropout", r, epoch) for r in self.replicates])
+            least = min(2, self.batch_size)
         rows = len(self.y)
         order = torch.stack([torch.randperm(rows, generator=g) for g in self._generators("order", epoch)])
         order = order.to(self.x.device)
@@ -63,6 +73,8 @@ class Pack:
         values: dict[str, list[Tensor]] = defaultdict(list)
         for start in range(0, rows, self.batch_size):
             batch = slice(start, min(start + self.batch_size, rows))
+            if batch.stop - start < least:
+                continue
             keep = [None if m is None else m[:, batch] for m in masks]
             student = Outputs(self.model(x[:, batch], keep))
             shown = None if teacher is None else Outputs(teacher[:, batch])
@@ -84,6 +96,7 @@ class Pack:
     @torch.no_grad()
     def logits(self, x: Tensor, chunk: int = 8192) -> Tensor:
         """x: (n, features) -> (S, n, classes), without dropout."""
+        self.model.eval()
         return torch.cat([self.model(part.unsqueeze(0)) for part in x.split(chunk)], dim=1)
 
     def state(self) -> dict[str, Tensor]:
@@ -154,7 +167,11 @@ class StackedAdam:
 
 
 def dropout_masks(
-    model: StackedMLP, draws: Sequence[Sequence[np.random.Generator]], rows: int, dtype: torch.dtype, device: Any
+    model: StackedMLP | StackedModule,
+    draws: Sequence[Sequence[np.random.Generator]],
+    rows: int,
+    dtype: torch.dtype,
+    device: Any,
 ) -> list[Tensor | None]:
     """For each hidden layer the next masks (S, rows, width) of 0 and 1 / (1 - p), or None where p is 0.
 

@@ -14,9 +14,10 @@ from search.students import Confirmed
 from spaces import BadInput
 from trainables import vision
 from trainables.encoding import Encoder
+from trainables.mlp import layers_of
 from trainables.models.gate import Gate
 from trainables.models.mlp import StackedMLP, single_of
-from trainables.models.networks import Network, Unusable, classes_of, described, network
+from trainables.models.networks import Network, Unusable, classes_of, described, made, network
 from trainables.models.resnet import ResNet
 from trainables.tabular import two_class
 from trainables.variants import GATES, Outputs, blended
@@ -111,7 +112,13 @@ def module_of(found: Confirmed) -> tuple[nn.Module, dict[str, Any]]:
         if spec["kind"] == "resnet":
             return module.eval(), {**{key: spec[key] for key in ("depth", "stem", "width", "cbam")}, **sizes}
         return module.eval(), {"network": described(spec), **from_outside(spec), **sizes}
-    layers = single_of(state, found.place)
+    spec = found.study.student_of(found.arm)
+    layers = layers_of(state, found.place, spec) if family == "mlp" else single_of(state, found.place)
+    if family == "mlp" and spec["kind"] == "factory":
+        sizes = {"classes": int(state["model.classes"]), "features": state["scaling.mean"].numel()}
+        module = Standardised(layers, state["scaling.mean"], state["scaling.scale"])
+        return module.eval(), {"network": described(spec), **from_outside(spec), **sizes}
+    assert isinstance(layers, nn.Sequential)
     if family == "mlp":
         module = Standardised(layers, state["scaling.mean"], state["scaling.scale"])
     else:
@@ -164,19 +171,31 @@ def rebuilt(folder: Path) -> nn.Module:
         raise BadInput(f"{config['arm']} needs its teachers: {folder / 'student.onnx'} holds them and runs as a whole")
     module: nn.Module
     if family == "vision":
-        spec = dict(about)
-        if "function" in about:
-            spec["function"] = f"{folder / FACTORY}:{about['function']}"
-        try:
-            module = Pixels(network(spec, about["channels"], about["classes"]), state["mean"], state["std"])
-        except Unusable as error:
-            raise BadInput(str(error)) from None
+        module = Pixels(_network_of(folder, about), state["mean"], state["std"])
     elif family == "mlp":
-        module = Standardised(_sequential(about["widths"]), state["mean"], state["scale"])
+        module = Standardised(_perceptron_or_own(folder, about), state["mean"], state["scale"])
     else:
         module = Table(_sequential(about["widths"]), encoder_of(state))
     module.load_state_dict(state)
     return module.eval()
+
+
+def _network_of(folder: Path, about: Mapping[str, Any]) -> ResNet | Network:
+    spec = {**about, "function": f"{folder / FACTORY}:{about.get('function')}"}
+    try:
+        return network(spec, about["channels"], about["classes"])
+    except Unusable as error:
+        raise BadInput(str(error)) from None
+
+
+def _perceptron_or_own(folder: Path, about: Mapping[str, Any]) -> nn.Module:
+    if "widths" in about:
+        return _sequential(about["widths"])
+    sizes = {key: about[key] for key in ("classes", "features")}
+    try:
+        return made(f"{folder / FACTORY}:{about['function']}", sizes, about["options"])
+    except Unusable as error:
+        raise BadInput(str(error)) from None
 
 
 def _sequential(widths: Sequence[int]) -> nn.Sequential:

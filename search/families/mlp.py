@@ -15,9 +15,9 @@ from search.ledger import ENSEMBLE
 from spaces import Study
 from trainables import mlp
 from trainables.context import EpochResult, TeacherOutputs, TrialConfig
-from trainables.datasets import Dataset, Rows
+from trainables.datasets import Dataset, Rows, load
 from trainables.evaluation import test_metrics
-from trainables.models.networks import Unusable
+from trainables.models.networks import Unusable, described, made, refuse_untrainable
 from trainables.streams import Streams
 from trainables.teachers import ensemble
 from trainables.teachers.outside import LogitsTable, TableTeacher, table_teacher
@@ -105,11 +105,25 @@ def without_teacher(study: Study, config: TrialConfig) -> TrialConfig:
 
 
 def refuse_unusable(study: Study, say: Callable[[str], None]) -> None:
-    """Nothing: whatever its spaces allow can be trained."""
+    """Raise ValueError for a student or a teacher from outside that cannot be used; says how the student trains."""
+    spec = asdict(study.student)
+    if spec["kind"] == "mlp" and study.teacher.kind == "mlp_ensemble":
+        return
+    dataset = load(asdict(study.data), say)
+    if spec["kind"] != "mlp":
+        sizes = {"classes": dataset.classes, "features": dataset.train.x.shape[1]}
+        rows, what = torch.from_numpy(dataset.train.x[:8]).float(), f"the student {described(spec)}"
+        refuse_untrainable(what, made(spec["function"], sizes, spec["options"]), rows, dataset.classes)
+        why = mlp.stacked_of(spec, sizes["features"], sizes["classes"], 2).why_alone
+        say(f"{what}: seeds train {f'one after another, since {why}' if why else 'together in one program'}")
+    if study.teacher_fitted_on is not None:
+        build_teacher(study, 0, dataset.fit_rows(study.confirm_on), dataset, 0, "cpu")
+    elif study.teacher.kind != "mlp_ensemble":
+        raise Unusable(f"a table's teacher of kind {study.teacher.kind} is not trained here: give it a checkpoint")
 
 
 def student(study: Study, arm: str, state: Mapping[str, Tensor], place: int) -> nn.Module:
-    return mlp.Student(state, place)
+    return mlp.Student(state, place, study.student_of(arm))
 
 
 def silent(study: Study, dataset: Dataset) -> TeacherOutputs:
