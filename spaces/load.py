@@ -227,12 +227,15 @@ def _without_published(plain: dict[str, Any]) -> dict[str, Any]:
 def _for_other_networks(plain: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
     """The study for a student or a teacher of another kind, as `wanted` has them.
 
-    What a source measured with its own networks says nothing of these, and arms that change a ResNet student go with
-    it. Default layers give way to the first of those that `wanted` searches; one teacher from outside serves all seeds.
+    What a source measured with its own networks says nothing of these, and arms that change a ResNet student or read
+    fixed layers of a ResNet teacher go with it. Default layers give way to the first of those that `wanted` searches;
+    one teacher from outside serves all seeds.
     """
     plain = _without_published(plain)
+    gone = {n for n, arm in plain["arms"].items() if "layers" in arm["default"] and "layers" not in arm["space"]}
     if _kind_of("student", wanted) != _kind_of("student", plain):
-        plain = _without_arms(plain, {name for name, arm in plain["arms"].items() if arm["student"]})
+        gone |= {name for name, arm in plain["arms"].items() if arm["student"]}
+    plain = _without_arms(plain, gone)
     arms = {}
     for name, arm in plain["arms"].items():
         choices = _spaces(wanted["arms"]).get(name, {}).get("layers", {})

@@ -181,8 +181,7 @@ def _teacher_shapes(study: Study, dataset: Dataset, fit: Rows) -> dict[str, tupl
         assert not isinstance(opened, LogitsTable)
         return map_shapes(opened.model, *fit.x.shape[1:])
     model = resnet.untrained(spec, fit, dataset.classes)
-    shapes = map_shapes(model, *fit.x.shape[1:])
     if spec["kind"] != "resnet":
         images = as_tensor(fit.x[:2]).float() / 255
         refuse_untrainable(f"the teacher {described(spec)}", model, images, dataset.classes)
-    return shapes
+    return map_shapes(model, *fit.x.shape[1:])

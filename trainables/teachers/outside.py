@@ -53,8 +53,8 @@ class Graph(nn.Module):
             self.numbers = sum(p.numel() for p in self.script.parameters())
             self._session = None
             return
-        self._session, self._name, self._form = _session(blob)
         self.numbers = _onnx_numbers(blob)
+        self._session, self._name, self._form = _session(blob)
 
     def forward(self, x: Tensor, layers: Collection[str] = ()) -> tuple[Tensor, dict[str, Tensor]]:
         """As of a `Network`; raises ValueError if a layer is asked for."""
@@ -203,7 +203,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         except (OSError, SafetensorError) as error:
             raise Unusable(f"{path} cannot be read as safetensors: {error}") from None
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # whatever there is to say, an error says
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise Unusable(
             f"{path} holds pickled objects, which could run code when they are read, and is refused: save the weights "
@@ -282,7 +284,8 @@ def _refuse_unfit_graph(path: Path, kind: str, blob: bytes, example: Tensor, cla
     except Unusable:
         raise
     except Exception as error:  # whatever torch or onnxruntime raise for a file that is none of theirs
-        raise Unusable(f"{path} is no {kind} file: {type(error).__name__}") from None
+        text = " ".join(str(error).split())
+        raise Unusable(f"{path} is no {kind} file that can be read: {type(error).__name__}: {text[:150]}") from None
     refuse_unfit(f"the teacher {path.name}", lambda x: graph.eval()(x)[0], example, classes)
 
 
@@ -306,11 +309,18 @@ def _session(blob: bytes) -> tuple[Any, str, Any]:
 
 
 def _onnx_numbers(blob: bytes) -> int:
+    """How many its weights are, 0 without the library onnx; refuses weights that lie in another file, unhashed."""
     try:
         import onnx
     except ImportError:
         return 0
-    return sum(math.prod(tensor.dims) for tensor in onnx.load_from_string(blob).graph.initializer)
+    weights = onnx.load_from_string(blob).graph.initializer
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in weights):
+        raise Unusable(
+            "the ONNX teacher keeps its weights in another file: export it as one file, such as with "
+            "torch.onnx.export(..., external_data=False)"
+        )
+    return sum(math.prod(tensor.dims) for tensor in weights)
 
 
 # Tables of logits
