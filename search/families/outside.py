@@ -25,7 +25,9 @@ def notes(study: Study, said: NDArray[Any], labels: NDArray[np.int64]) -> tuple[
     if study.teacher_fitted_on is None:
         return ()
     right = float((said.argmax(axis=1) == labels).mean())
-    found = [f"the teacher from outside (fitted_on: {study.teacher_fitted_on}) is right on {right:.1%} of the rows"]
+    found = [
+        f"the teacher from outside (fitted_on: {study.teacher_fitted_on}) is right on {right:.1%} of {len(labels):,} rows"
+    ]
     if study.teacher_fitted_on == "unknown":
         found.append("it is unknown what the teacher was fitted on: it may have seen the test rows too")
     if study.contaminated is not None:
