@@ -3,7 +3,9 @@
 import copy
 import json
 import pickle
+import re
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -542,3 +544,22 @@ def test_paths_in_a_file_are_relative_to_it(kept, tmp_path):
     study = load_study(tmp_path / "study.yaml")
     assert study.student.function == f"{tmp_path}/nets.py:picture"
     assert study.teacher.checkpoint == f"{tmp_path}/w.pt"
+
+
+def test_every_study_of_the_page_on_models_is_one_that_can_run(tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "models.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    (tmp_path / "nets.py").write_text(code)
+    spec = {"kind": "factory", "function": f"{tmp_path}/nets.py:small", "options": {}}
+    save_file(network(spec, 1, 10).module.state_dict(), tmp_path / "teacher.safetensors")
+    table_of(tmp_path / "said.csv", ids=np.arange(1797))
+    _, data = study_of("data.train_limit=null")
+    order = in_order({"kind": "digits"})
+    seen = np.isin(order.fingerprints, data.validation.fingerprints())
+    (tmp_path / "unseen.txt").write_text("\n".join(map(str, np.flatnonzero(seen))))
+    blocks = re.findall(r"```yaml\n(.*?)```", page, re.S)
+    assert len(blocks) == 4
+    for block in blocks:
+        (tmp_path / "study.yaml").write_text(block)
+        study = load_study(tmp_path / "study.yaml")
+        refuse_unusable(without_features(study) if study.teacher.kind == "logits" else study, lambda line: None)

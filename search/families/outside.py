@@ -24,10 +24,8 @@ def notes(study: Study, said: NDArray[Any], labels: NDArray[np.int64]) -> tuple[
     """What a reader must know of a teacher that was fitted elsewhere. said: (n, classes) of the rows with `labels`."""
     if study.teacher_fitted_on is None:
         return ()
-    right = float((said.argmax(axis=1) == labels).mean())
-    found = [
-        f"the teacher from outside (fitted_on: {study.teacher_fitted_on}) is right on {right:.1%} of {len(labels):,} rows"
-    ]
+    right, fitted_on = float((said.argmax(axis=1) == labels).mean()), study.teacher_fitted_on
+    found = [f"the teacher from outside (fitted_on: {fitted_on}) is right on {right:.1%} of {len(labels):,} rows"]
     if study.teacher_fitted_on == "unknown":
         found.append("it is unknown what the teacher was fitted on: it may have seen the test rows too")
     if study.contaminated is not None:
