@@ -253,6 +253,7 @@ def test_attention_transfer_pulls_the_students_map_towards_the_teachers(own_stud
         (["student={kind: torchvision, model: squeezenet1_1}"], "cannot take inputs of 1x8x8"),
         (["student={kind: factory, function: nowhere.py:net}"], "nowhere.py is not there"),
         (["student={kind: torchvision, model: resnet18}"], "layer 'layer9'"),
+        (["student={kind: torchvision, model: resnet18}", "compute.compile=true"], "is for the built-in ResNets"),
     ],
 )
 def test_a_student_that_cannot_be_used_is_refused_in_one_line(overrides, expected):

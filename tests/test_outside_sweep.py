@@ -7,16 +7,18 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from ray.exceptions import RayTaskError
 from safetensors.torch import save_file
 
 import distune
 from search.families import vision
 from search.ledger import Ledger
+from search.sweep import SweepFailed, _says_why
 from spaces import load_study
 from tests.test_networks import SOURCE
 from tests.test_sweep import assert_whole, run
 from trainables.datasets import load
-from trainables.models.networks import network
+from trainables.models.networks import Unusable, network
 
 SEARCHED = ["hard_labels", "hard_labels_again", "kd_at"]
 TINY = {
@@ -135,3 +137,10 @@ def test_the_report_shows_maps_of_a_layer_that_all_networks_have(finished):
     with np.load(finished[0] / "maps.npz") as kept:
         assert str(kept["layer"]) == "stage"
         assert kept["arms"].tolist() == SEARCHED
+
+
+def test_a_file_that_changes_while_the_sweep_runs_ends_it_with_one_line(tmp_path):
+    of_worker = RayTaskError("judge_teacher", "Traceback ...", Unusable("the teacher's file is another"))
+    with pytest.raises(SweepFailed) as failed, _says_why(tmp_path):
+        raise of_worker.as_instanceof_cause()
+    assert str(failed.value) == "the teacher's file is another"

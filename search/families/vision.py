@@ -18,7 +18,7 @@ from trainables.datasets import Dataset, Rows, load
 from trainables.evaluation import latency, robustness
 from trainables.layers import UnusableLayer, Use, wanted
 from trainables.layers import refuse_unusable as refuse_unusable_layers
-from trainables.models.networks import described, map_shapes, refuse_untrainable
+from trainables.models.networks import Unusable, described, map_shapes, refuse_untrainable
 from trainables.streams import Streams
 from trainables.teachers import cached, resnet
 from trainables.teachers.outside import LogitsTable
@@ -55,7 +55,9 @@ def label(
 
 
 def notes(study: Study, teacher: Any, outputs: Any, fit: Rows) -> tuple[str, ...]:
-    found = list(outside.notes(study, outputs.logits(0, torch.arange(len(fit))).numpy(), fit.y))
+    found: list[str] = []
+    if study.teacher_fitted_on is not None:
+        found += outside.notes(study, outputs.logits(0, torch.arange(len(fit))).numpy(), fit.y)
     if isinstance(teacher, LogitsTable) and (study.views.pad or study.views.flip):
         found.append("the teacher's logits are of the images as they are, also where students see a view of them")
     if asdict(study.teacher).get("pretrained") and not teacher.artefact.about["pretrained"]:
@@ -159,6 +161,8 @@ def refuse_unusable(study: Study, say: Callable[[str], None]) -> None:
 def _refuse_unusable_student(study: Study, fit: Rows, classes: int) -> None:
     spec = asdict(study.student)
     if spec["kind"] != "resnet":
+        if study.compute.compile:
+            raise Unusable("compute.compile=true is for the built-in ResNets: leave it out with a student from outside")
         model, images = resnet.untrained(spec, fit, classes), as_tensor(fit.x[:2]).float() / 255
         refuse_untrainable(f"the student {described(spec)}", model, images, classes)
 
@@ -182,6 +186,8 @@ def _teacher_shapes(study: Study, dataset: Dataset, fit: Rows) -> dict[str, tupl
         return map_shapes(opened.model, *fit.x.shape[1:])
     model = resnet.untrained(spec, fit, dataset.classes)
     if spec["kind"] != "resnet":
+        if study.compute.compile:
+            raise Unusable("compute.compile=true is for the built-in ResNets: leave it out with a teacher from outside")
         images = as_tensor(fit.x[:2]).float() / 255
         refuse_untrainable(f"the teacher {described(spec)}", model, images, dataset.classes)
     return map_shapes(model, *fit.x.shape[1:])
