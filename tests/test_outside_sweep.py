@@ -55,7 +55,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(files):
-    done = run("sweep", files / "study.yaml", "--arms", ",".join(SEARCHED), "--out", files / "run")
+    done = run("sweep", files / "study.yaml", "--arms", ",".join(SEARCHED), "--out", files / "run", timeout=560)
     assert done.returncode == 0, done.stderr
     return files / "run", done
 

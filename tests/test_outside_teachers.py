@@ -302,6 +302,7 @@ def with_nan(n, c):
     ("how", "id_name", "expected"),
     [
         ({"rows": 1000}, None, "has 1000 rows, and the data have 1797"),
+        ({"rows": 0}, None, "has no rows"),
         ({"classes": 9}, None, "of shape (1797, 9), expected (rows, 10)"),
         ({"of": with_nan}, None, "has 1 logits that are NaN or infinite"),
         ({"of": lambda n, c: 1e7 * np.eye(c)[n % c]}, None, "has a logit of 1e+07"),

@@ -334,11 +334,13 @@ def _table(path: Path, spec: Mapping[str, Any], order: Order, classes: int) -> d
             f"{path} has teacher logits of shape {tuple(logits.shape)}, expected (rows, {classes}), a column for each "
             "class of the data"
         )
+    if not len(logits):
+        raise Unusable(f"{path} has no rows")
     if not np.isfinite(logits).all():
         raise Unusable(f"{path} has {int((~np.isfinite(logits)).sum())} logits that are NaN or infinite")
-    if np.abs(logits).max(initial=0.0) > LARGEST:
+    if np.abs(logits).max() > LARGEST:
         raise Unusable(f"{path} has a logit of {np.abs(logits).max():.3g}: their sizes may go to {LARGEST:g}")
-    if len(logits) and logits.min() >= 0 and np.abs(logits.sum(axis=1) - 1).max() < 1e-3:
+    if logits.min() >= 0 and np.abs(logits.sum(axis=1) - 1).max() < 1e-3:
         raise Unusable(f"{path} holds probabilities: give logits, or the logarithm of these")
     if ids is None:
         if len(logits) != len(order.ids):
