@@ -64,8 +64,11 @@ def _what(facts: Mapping[str, Any]) -> str:
 
 
 def _family(facts: Mapping[str, Any]) -> str:
+    form = facts["architecture"]
+    if "network" in form:
+        return f"network ({form['network']})"
     if facts["family"] == "vision":
-        return f"ResNet-{facts['architecture']['depth']}"
+        return f"ResNet-{form['depth']}"
     return f"multilayer perceptron ({'-'.join(map(str, facts['architecture']['widths']))})"
 
 

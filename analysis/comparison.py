@@ -72,6 +72,8 @@ class _Comparison:
     def __init__(self, study: Study, ledger: Ledger) -> None:
         self.study, self.ledger = study, ledger
         self.notes: list[str] = list(study.notes)
+        if study.contaminated is not None:
+            self.notes.append(study.contaminated)
         self.trials, self.epochs, self.ends = ledger.trials(), ledger.epochs(), ledger.ends()
         self.runs = ledger.runs()
         again = [r for r in self.runs if r.purpose == "reevaluation"]
@@ -377,6 +379,7 @@ class _Comparison:
             "val_mean": None,
             "optimism": None,
             "refit_gain": None,
+            "contaminated": self.study.contaminated is not None,
         }
         if edges:
             self.notes.append(f"{arm}: tuned value at the edge of its range: {', '.join(edges)}; consider a wider one")

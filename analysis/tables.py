@@ -74,7 +74,8 @@ def ablation_table(result: Json, unit: Unit) -> Table:
         ("arm", *(["runs"] if several else []), "verdict"),
         (*(["published", "as published"] if published else []), "tuned", "n", "difference", "p (Holm)"),
         caption=f"tuned: n seeds under the winners of independent searches; difference: to tuned {result['baseline']}, "
-        f"its interval corrected like p{_level(result)}",
+        f"its interval corrected like p{_level(result)}"
+        + ("; †: selected on contaminated validation rows" if any(map(_dagger, result["arms"])) else ""),
     )
     for arm in result["arms"]:
         given, tuned = arm["as_published"] or {}, arm["tuned"] or arm.get("fixed") or {}
@@ -85,12 +86,17 @@ def ablation_table(result: Json, unit: Unit) -> Table:
             *([ROLES[arm["role"]]] if several else []),
             _verdict(arm),
             *([unit.value(arm["published"]), measured] if published else []),
-            f"{unit.value(tuned.get('mean'))} {unit.interval(tuned.get('ci95'))}",
+            f"{unit.value(tuned.get('mean'))}{_dagger(arm)} {unit.interval(tuned.get('ci95'))}",
             str(tuned.get("n", "-")),
             f"{unit.difference(delta.get('mean'))} {unit.interval(delta.get('ci95_family'), sign=True)}",
             p_value(delta.get("p_adjusted")),
         )
     return table
+
+
+def _dagger(arm: Json) -> str:
+    """The mark of a tuned value that was selected on rows that the teacher may have seen."""
+    return " †" if (arm["tuned"] or {}).get("contaminated") else ""
 
 
 def _level(result: Json) -> str:

@@ -126,7 +126,7 @@ def train_to_end(
         metrics[f"test_{study.metric}_best_epoch"] = np.max(peeked, axis=0).tolist()
     metrics["parameters"] = [float(last.parameters)] * len(job.replicates)
     metrics["diverged"] = [float(last.diverged)] * len(job.replicates)
-    weights = {k: v.contiguous().cpu() for k, v in last.state().items() if not TRAINING_ONLY & set(k.split("."))}
+    weights = {k: v.contiguous().cpu() for k, v in last.state().items() if not TRAINING_ONLY & set(k.split(".")[:2])}
     if keeping.students is not None and job.judge and weights and not last.diverged:
         keeping.students.write(f"models/{pack_name(job, job.replicates[0])}.safetensors", save(weights))
     seconds = (time.monotonic() - began) / len(job.replicates)

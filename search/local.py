@@ -18,6 +18,7 @@ from search.payload import (
     TRAIN,
     Payload,
     build_teacher,
+    label,
     load_trainable,
     payload_of,
     refuse_unusable,
@@ -48,7 +49,7 @@ def audit_study(study: Study, say: Callable[[str], None]) -> list[dict[str, Any]
     dataset = load(asdict(study.data))
     say("teacher: from the cache or trained now")
     teacher = build_teacher(study, 0, dataset, TRAIN, 0)
-    outputs = families.of(study).label(study, teacher, dataset.train, dataset, dataset.validation)
+    outputs = label(study, teacher, dataset, TRAIN)
     payload = payload_of(study, 0, dataset, TRAIN, [outputs])
     rows = []
     for name in study.arms:

@@ -1,5 +1,6 @@
 """Where teacher and students look on a few test images, kept beside an image run for its report."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,10 +12,12 @@ from torch.nn import functional as F
 from search.ledger import Ledger
 from search.students import load_student
 from spaces import BadInput, Study, load_study
+from spaces.outside import LOGITS_ONLY
 from trainables.datasets import Rows, load
 from trainables.losses import attention_map
 from trainables.masks import causal_mask, layer_cam
-from trainables.models.resnet import ResNet, feature_shapes
+from trainables.models.networks import HasMaps, map_shapes
+from trainables.models.resnet import ResNet
 from trainables.teachers import resnet
 from trainables.views import as_tensor
 from trainables.vision import Student
@@ -42,6 +45,8 @@ def write(run: Path) -> Path:
         if not built or labels is None:
             raise BadInput(f"{run} has no maps yet: its teacher or its test split has not been opened")
         try:
+            if study.teacher.kind in LOGITS_ONLY:
+                raise BadInput(f"{run} has no maps: its teacher says logits only")
             teacher = resnet.reopen(built[0], asdict(study.compute), "cpu")
         except FileNotFoundError:
             raise BadInput(f"{run} has no maps: its teacher is not in the cache any more") from None
@@ -81,9 +86,9 @@ def _shown(study: Study) -> Rows:
     return test.taken(np.array(first))
 
 
-def _layer(models: list[ResNet], images: Tensor) -> str:
-    """The deepest stage whose maps are large enough in every network."""
-    shapes = [feature_shapes(model, *images.shape[1:]) for model in models]
+def _layer(models: Sequence[ResNet | HasMaps], images: Tensor) -> str:
+    """The deepest layer of this name whose maps are large enough in every network."""
+    shapes = [map_shapes(model, *images.shape[1:]) for model in models]
     fit = [name for name in shapes[0] if all(name in s and min(s[name][1:]) >= SMALLEST for s in shapes)]
     if not fit:
         raise BadInput(f"no maps: no stage of every network has maps of {SMALLEST}x{SMALLEST} on images of this size")

@@ -2,8 +2,10 @@
 
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from search import families
 from search.seeds import SEARCH
@@ -103,13 +105,14 @@ def refuse_unusable(study: Study, say: Callable[[str], None]) -> dict[str, Exami
     Returns what a dry batch says of every arm with a variant of the user's own.
     """
     from trainables.layers import UnusableLayer
+    from trainables.models.networks import Unusable
     from trainables.teachers.cached import CacheTooLarge
 
     try:
         families.of(study).refuse_unusable(study, say)
         if study.trainable is not None:
             load_by_path(study.trainable)
-    except (BadData, UnusableLayer, CacheTooLarge, Unloadable) as error:
+    except (BadData, Unusable, UnusableLayer, CacheTooLarge, Unloadable) as error:
         raise BadInput(str(error)) from None
     return examine_own_variants(study)
 
@@ -161,11 +164,23 @@ def _last_batches(arm: Arm, rows: int) -> set[int]:
 def build_teacher(study: Study, seed: int, dataset: Dataset, fit: str, teacher_set: int) -> Any:
     """One teacher set on the rows `fit`, from the cache or trained now. Raises Leak if it saw rows it may not."""
     teacher = families.of(study).build_teacher(study, seed, dataset.fit_rows(fit), dataset, teacher_set, device())
-    if fit == TRAIN:
+    if fit == TRAIN and not study.accept_contaminated_validation:
         refuse_overlap("the teacher", teacher.fitted_on, "validation", dataset.validation)
     if dataset.test is not None:
         refuse_overlap("the teacher", teacher.fitted_on, "test", dataset.test)
     return teacher
+
+
+def label(study: Study, teacher: Any, dataset: Dataset, fit: str) -> Any:
+    """What a trial is given of the teacher: what it says of the rows `fit`, and which rows it was fitted on.
+
+    Validation rows that the study accepts as contaminated are not among these.
+    """
+    validation = dataset.validation if fit == TRAIN else None
+    outputs = families.of(study).label(study, teacher, dataset.fit_rows(fit), dataset, validation)
+    if not study.accept_contaminated_validation:
+        return outputs
+    return replace(outputs, fitted_on=np.setdiff1d(outputs.fitted_on, dataset.validation.fingerprints()))
 
 
 def threads() -> int:

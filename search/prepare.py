@@ -10,7 +10,7 @@ import ray
 
 from search import families
 from search.cluster import placement
-from search.payload import TRAIN, Payload, build_teacher, load_trainable, payload_of, trial_config
+from search.payload import Payload, build_teacher, label, load_trainable, payload_of, trial_config
 from search.seeds import SEARCH
 from spaces import Study
 from trainables.cache import cache_folder
@@ -64,9 +64,9 @@ def label_rows(
         placement.place([code])
     teacher = build_teacher(study, seed, dataset, fit, teacher_set)
     family, artefact = families.of(study), teacher.artefact
-    validation = dataset.validation if fit == TRAIN else None
-    outputs = family.label(study, teacher, dataset.fit_rows(fit), dataset, validation)
-    seconds, notes = artefact.about["seconds"], (*dataset.notes, *family.notes(study, teacher, outputs))
+    outputs = label(study, teacher, dataset, fit)
+    about = family.notes(study, teacher, outputs, dataset.fit_rows(fit))
+    seconds, notes = artefact.about["seconds"], (*dataset.notes, *about)
     root = cache_folder()
     folders = [path for path in root.glob(f"*/{artefact.key}") if path.is_dir()]
     if isinstance(outputs, TeacherViews):

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 import trainables
+from search.families import outside
 from search.ledger import Ledger, Revision
 from spaces import BadInput, Study, load_study, to_yaml
 from trainables.artefacts import write_atomically
@@ -21,7 +22,13 @@ from trainables.names import is_own
 
 STUDY_FILE = "study.yaml"
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "xgboost", "optuna", "ray")
-MAY_MOVE = ("trainable", "data.path")  # where a file lies: what is in it is compared by its own fingerprint
+MAY_MOVE = (
+    "trainable",
+    "data.path",
+    "student.function",
+    "teacher.path",
+    "teacher.checkpoint",
+)  # where a file lies: what is in it is compared by its own fingerprint
 SHOWN = 6
 
 
@@ -29,6 +36,7 @@ def code_of(study: Study) -> dict[str, str]:
     """{file: fingerprint} of the code that trains, the user's included, and {package: version} of what it stands on."""
     root = Path(trainables.__file__).parent
     files = {f"trainables/{path.relative_to(root).as_posix()}": path for path in root.rglob("*.py")}
+    files |= {what: Path(path) for what, path in outside.code_files(study).items()}
     if study.trainable is not None:
         files["the study's trainable"] = Path(study.trainable.rpartition(":")[0])
     for name, arm in study.arms.items():
@@ -114,6 +122,6 @@ def _short(value: Any) -> str:
 
 
 def _fingerprint(path: Path) -> str:
-    if not path.is_file():
-        raise BadInput(f"{path}, which the study names, is not there: put it back, or say in study.yaml where it is")
+    if not path.is_file():  # the user's own
+        return "not there"
     return hashlib.blake2b(path.read_bytes(), digest_size=6).hexdigest()

@@ -28,6 +28,7 @@ from search.selection import search_spend
 from search.state import SearchState
 from search.storage import Storage
 from spaces import BadInput, Extension, Study, extended, load_study, to_yaml
+from trainables.models.networks import Unusable
 
 __all__ = ["Interrupted", "Options", "SweepFailed", "default_run_folder", "extend", "resume", "start"]
 
@@ -267,6 +268,8 @@ def _says_why(run: Path) -> Iterator[None]:
             "a worker died every time that the same task was tried: it ran out of memory, or an epoch took longer than "
             "--epoch-timeout allows"
         ) from error
+    except Unusable as error:  # a teacher's file that was changed or taken away under the sweep
+        raise SweepFailed(str(getattr(error, "cause", error))) from error
     except Exception as error:
         full = what_is_full(error, run)
         if full is None:

@@ -10,6 +10,16 @@ import pydantic
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from spaces.outside import (
+    FactoryStudent,
+    FactoryTeacher,
+    GraphTeacher,
+    LogitsTeacher,
+    TimmStudent,
+    TimmTeacher,
+    TorchvisionStudent,
+    TorchvisionTeacher,
+)
 from spaces.space import STRICT, Choice, Range
 from trainables.names import is_own, nearest
 
@@ -128,7 +138,10 @@ EXAMPLES = {"layers": "layer3 or layer2+layer3", "hidden": "64-32", "teacher": "
 
 @dataclass(frozen=True, config=STRICT)
 class MakeClassification:
-    """scikit-learn's generated classification table; `split_seed` draws the test rows and the validation rows."""
+    """scikit-learn's generated classification table; `split_seed` draws the test rows and the validation rows.
+
+    validation_rows: see `ImageFolder`.
+    """
 
     kind: Literal["make_classification"] = "make_classification"
     n_samples: int = Field(default=5000, ge=200)
@@ -138,6 +151,7 @@ class MakeClassification:
     random_state: int = Field(default=42, ge=0, lt=2**32)
     split_seed: int = Field(default=42, ge=0, lt=2**32)
     fresh_rows: int = Field(default=60_000, ge=0)
+    validation_rows: str | None = None
 
     def __post_init__(self) -> None:
         if self.n_informative + self.n_redundant > self.n_features:
@@ -149,18 +163,25 @@ class MakeClassification:
 
 @dataclass(frozen=True, config=STRICT)
 class Digits:
-    """scikit-learn's 1,797 handwritten digits, 8x8 pixels; `train_limit` keeps so many training images, stratified."""
+    """scikit-learn's 1,797 handwritten digits, 8x8 pixels; `train_limit` keeps so many training images, stratified.
+
+    validation_rows: see `ImageFolder`.
+    """
 
     kind: Literal["digits"] = "digits"
     test_fraction: Share = 0.3
     validation_fraction: Share = 0.25
     train_limit: Positive | None = None
     split_seed: int = Field(default=0, ge=0, lt=2**32)
+    validation_rows: str | None = None
 
 
 @dataclass(frozen=True, config=STRICT)
 class Cifar10:
-    """CIFAR-10 with its official test split, downloaded by torchvision into `root` (default: the cache folder)."""
+    """CIFAR-10 with its official test split, downloaded by torchvision into `root` (default: the cache folder).
+
+    validation_rows: see `ImageFolder`.
+    """
 
     kind: Literal["cifar10"] = "cifar10"
     root: str | None = None
@@ -168,6 +189,7 @@ class Cifar10:
     train_limit: Positive | None = None
     test_limit: Positive | None = None
     split_seed: int = Field(default=0, ge=0, lt=2**32)
+    validation_rows: str | None = None
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -175,7 +197,9 @@ class ImageFolder:
     """Images as `train/<class>/...` and `test/<class>/...` under `path`.
 
     size: resize every image to size x size pixels; without it all must be of one size. skip_broken: leave out what
-    cannot be decoded instead of refusing the folder.
+    cannot be decoded instead of refusing the folder. validation_rows: a file that names the rows to validate on, which
+    are drawn without it, because a teacher from outside never saw them: a line (or a number of a `.npy`) each, as the
+    `id` of `LogitsTeacher`.
     """
 
     path: str
@@ -187,6 +211,7 @@ class ImageFolder:
     train_limit: Positive | None = None
     test_limit: Positive | None = None
     split_seed: int = Field(default=0, ge=0, lt=2**32)
+    validation_rows: str | None = None
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -395,25 +420,45 @@ Data = Annotated[
 Student = Annotated[
     Annotated[MlpStudent, pydantic.Tag("mlp")]
     | Annotated[ResNetStudent, pydantic.Tag("resnet")]
+    | Annotated[TorchvisionStudent, pydantic.Tag("torchvision")]
+    | Annotated[TimmStudent, pydantic.Tag("timm")]
+    | Annotated[FactoryStudent, pydantic.Tag("factory")]
     | Annotated[TableMlp, pydantic.Tag("table_mlp")],
     pydantic.Discriminator(_kind_or("mlp")),
 ]
 Teacher = Annotated[
     Annotated[MlpEnsemble, pydantic.Tag("mlp_ensemble")]
     | Annotated[ResNetTeacher, pydantic.Tag("resnet")]
+    | Annotated[TorchvisionTeacher, pydantic.Tag("torchvision")]
+    | Annotated[TimmTeacher, pydantic.Tag("timm")]
+    | Annotated[FactoryTeacher, pydantic.Tag("factory")]
+    | Annotated[GraphTeacher, pydantic.Tag("torchscript")]
+    | Annotated[GraphTeacher, pydantic.Tag("onnx")]
+    | Annotated[LogitsTeacher, pydantic.Tag("logits")]
     | Annotated[TableModels, pydantic.Tag("table_models")],
     pydantic.Discriminator(_kind_or("mlp_ensemble")),
 ]
+_OF_FILES: dict[str, type] = {
+    "factory": FactoryTeacher,
+    "torchscript": GraphTeacher,
+    "onnx": GraphTeacher,
+    "logits": LogitsTeacher,
+}
 KINDS: dict[str, dict[str, dict[str, type]]] = {
     "mlp": {
         "data": {"make_classification": MakeClassification},
-        "student": {"mlp": MlpStudent},
-        "teacher": {"mlp_ensemble": MlpEnsemble},
+        "student": {"mlp": MlpStudent, "factory": FactoryStudent},
+        "teacher": {"mlp_ensemble": MlpEnsemble, **_OF_FILES},
     },
     "vision": {
         "data": {"digits": Digits, "cifar10": Cifar10, "image_folder": ImageFolder},
-        "student": {"resnet": ResNetStudent},
-        "teacher": {"resnet": ResNetTeacher},
+        "student": {
+            "resnet": ResNetStudent,
+            "torchvision": TorchvisionStudent,
+            "timm": TimmStudent,
+            "factory": FactoryStudent,
+        },
+        "teacher": {"resnet": ResNetTeacher, "torchvision": TorchvisionTeacher, "timm": TimmTeacher, **_OF_FILES},
     },
     "tabular": {
         "data": {"promotions": Promotions, "csv": CsvTable},

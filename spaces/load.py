@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import math
 import os
 import re
@@ -14,6 +15,7 @@ import yaml
 
 from spaces import attention_transfer, mlp_ensemble, promo_attention
 from spaces.families import KINDS, ORDINARY, TAGS, WEIGHS_TEACHERS
+from spaces.outside import FILES
 from spaces.study import A_A_CONTROL, BASELINE, Study
 from trainables.names import is_own, nearest
 
@@ -65,7 +67,7 @@ def load_study(name: str | Path, overrides: Iterable[str] = ()) -> Study:
             "or the path of a .yaml file"
         )
     raw = _laid_over(raw, [_assignment(assignment) for assignment in overrides])
-    return _validate(_with_absolute_paths(raw, Path.cwd()))
+    return _validate(_with_fingerprint(_with_absolute_paths(raw, Path.cwd())))
 
 
 def adjust(
@@ -143,7 +145,7 @@ def _with_arms(raw: dict[str, Any], arms: Sequence[str], source: str) -> dict[st
             f"say where the arms are defined: --from with a built-in study ({', '.join(BUILT_IN)}) or a .yaml"
         )
     other = _plain(load_study(source))
-    if _kind_of_data(raw) == "csv" != _kind_of_data(other):
+    if _kind_of("data", raw) == "csv" != _kind_of("data", other):
         other = _without_published(other)
     for arm in arms:
         if arm in raw["arms"]:
@@ -195,14 +197,20 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _laid_over(base: dict[str, Any], changes: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The study `base` with these changes laid over it in their order, and with what follows from them."""
     merged = functools.reduce(_merge, changes, base)
-    if _kind_of_data(merged) == "csv" != _kind_of_data(base):
-        merged = functools.reduce(_merge, changes, _without_published(base))
+    before = base
+    if _kind_of("data", merged) == "csv" != _kind_of("data", base):
+        before = _without_published(before)
+    if any(_kind_of(part, merged) != _kind_of(part, base) for part in ("student", "teacher")):
+        before = _for_other_networks(before, merged)
+    if before is not base:
+        merged = functools.reduce(_merge, changes, before)
     return _with_an_arm_for_each_teacher(base, _without_those_left_out(base, merged))
 
 
-def _kind_of_data(raw: dict[str, Any]) -> Any:
-    data = raw.get("data")
-    return data.get("kind") if isinstance(data, dict) else None
+def _kind_of(part: str, raw: dict[str, Any]) -> Any:
+    """The kind of `data`, `student` or `teacher`, where one is given."""
+    given = raw.get(part)
+    return given.get("kind") if isinstance(given, dict) else None
 
 
 def _without_published(plain: dict[str, Any]) -> dict[str, Any]:
@@ -212,18 +220,21 @@ def _without_published(plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_absolute_paths(raw: dict[str, Any], where: Path) -> dict[str, Any]:
-    """Paths of data and variants made absolute: in a file relative to the file, of `--set` to the working folder."""
+    """The paths of files made absolute: one in a file is relative to the file, one of `--set` to the working folder."""
 
-    def absolute(part: Any, key: str) -> Any:
-        if not isinstance(part, dict) or not isinstance(part.get(key), str):
+    def absolute(part: Any, *keys: str) -> Any:
+        if not isinstance(part, dict):
             return part
-        return {**part, key: os.path.normpath(where / Path(part[key]).expanduser())}
+        given = [key for key in keys if isinstance(part.get(key), str)]
+        return part | {key: os.path.normpath(where / Path(part[key]).expanduser()) for key in given}
 
+    found = {"data": ("path", "validation_rows"), "student": FILES, "teacher": FILES}
+    changed = {part: absolute(raw[part], *keys) for part, keys in found.items() if part in raw}
     arms = raw.get("arms")
     if isinstance(arms, dict):
         own = {n: a for n, a in arms.items() if isinstance(a, dict) and is_own(a.get("variant"))}
-        raw = {**raw, "arms": {**arms, **{n: absolute(a, "variant") for n, a in own.items()}}}
-    return {**raw, "data": absolute(raw["data"], "path")} if "data" in raw else raw
+        changed["arms"] = {**arms, **{n: absolute(a, "variant") for n, a in own.items()}}
+    return {**raw, **changed}
 
 
 def _with_ordinary(raw: dict[str, Any]) -> dict[str, Any]:
@@ -259,6 +270,45 @@ def _without_those_left_out(base: dict[str, Any], raw: dict[str, Any]) -> dict[s
     for name in gone - set(base.get("arms", ())):
         raise BadInput(f"arms.{name}: no such arm to leave out{nearest(name, base['arms'])}: {', '.join(base['arms'])}")
     return _without_arms(raw, gone) if gone else raw
+
+
+def _for_other_networks(plain: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """The study for a student or a teacher of another kind, as `wanted` has them.
+
+    What a source measured with its own networks says nothing of these, and arms that change a ResNet student or read
+    fixed layers of a ResNet teacher go with it. Default layers give way to the first of those that `wanted` searches;
+    one teacher from outside serves all seeds.
+    """
+    plain = _without_published(plain)
+    gone = {n for n, arm in plain["arms"].items() if "layers" in arm["default"] and "layers" not in arm["space"]}
+    if _kind_of("student", wanted) != _kind_of("student", plain):
+        gone |= {name for name, arm in plain["arms"].items() if arm["student"]}
+    plain = _without_arms(plain, gone)
+    arms = {}
+    for name, arm in plain["arms"].items():
+        choices = _spaces(wanted["arms"]).get(name, {}).get("layers", {})
+        given = choices.get("choices") if isinstance(choices, dict) else None
+        if "layers" in arm["default"] and given and arm["default"]["layers"] not in given:
+            arm = {**arm, "default": {**arm["default"], "layers": given[0]}}
+        arms[name] = arm
+    trained_here = not isinstance(wanted.get("teacher"), dict) or "fitted_on" not in wanted["teacher"]
+    return {**plain, "arms": arms} | ({} if trained_here else {"confirm_teachers": 1})
+
+
+def _with_fingerprint(raw: dict[str, Any]) -> dict[str, Any]:
+    """The study with the SHA-256 of the file that its teacher is read from, so that no other can take its place."""
+    teacher = raw.get("teacher")
+    if not isinstance(teacher, dict) or teacher.get("sha256") is not None:
+        return raw
+    for key in ("path", "checkpoint"):
+        if isinstance(teacher.get(key), str):
+            try:
+                with open(teacher[key], "rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise BadInput(f"teacher.{key}: cannot read {teacher[key]}: {error.strerror}") from None
+            return {**raw, "teacher": {**teacher, "sha256": digest}}
+    return raw
 
 
 def _with_an_arm_for_each_teacher(before: dict[str, Any], raw: dict[str, Any]) -> dict[str, Any]:

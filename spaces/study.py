@@ -40,6 +40,7 @@ from spaces.families import (
     Variant,
     Views,
 )
+from spaces.outside import OutsideTeacher
 from spaces.space import STRICT, Choice, Config, Dimension, Range, Scalar, Space, TeacherRows
 from trainables.names import is_own
 
@@ -250,6 +251,8 @@ class Study:
     trainable: the user's own, `path/to/file.py:function`, instead of the family's.
     contrasts: pairs (a, b) whose difference answers a question of its own (METHOD, "Controls and contrasts").
     margin: the smallest difference of the metric that anybody would act on.
+    accept_contaminated_validation: select on validation rows that a teacher from outside may have been fitted on; every
+    result says so.
     peeks: `test` measures as-published runs at every epoch where the source reports the best of epochs on the test set;
     no verdict rests on it, and the ledger records the look.
     """
@@ -268,6 +271,7 @@ class Study:
     margin: float = Field(default=0.002, gt=0)
     confirm_on: Literal["train", "train+validation"] = "train"
     confirm_teachers: Positive = 1
+    accept_contaminated_validation: bool = False
     contrasts: tuple[tuple[str, str, str], ...] = ()
     claims: tuple[Claim, ...] = ()
     effects: tuple[Effect, ...] = ()
@@ -291,6 +295,7 @@ class Study:
         self._check_shared_spaces()
         for name, arm in self.arms.items():
             self._check_arm(name, arm)
+        self._check_teacher_from_outside()
         for claim in self.claims:
             if {claim.better, claim.worse} - set(self.arms):
                 raise ValueError(f"claim {claim.better} > {claim.worse} names an arm that the study does not have")
@@ -327,6 +332,49 @@ class Study:
                         f"arms.{name}.space.{hp} is {dimension} but {first} searches {expected}: a shared "
                         f"hyperparameter has one range, or the comparison is not fair; set space.{hp} for all arms"
                     )
+
+    def _check_teacher_from_outside(self) -> None:
+        """Promise 1: nobody selects on rows that the teacher may have seen without knowing it and saying so."""
+        fitted_on = self.teacher_fitted_on
+        if fitted_on is None:
+            if self.accept_contaminated_validation:
+                raise ValueError(
+                    "accept_contaminated_validation is for a teacher from outside, and this study's is trained here, "
+                    "on rows that are not for validation: leave it out"
+                )
+            return
+        if self.confirm_teachers > 1:
+            raise ValueError(
+                f"confirm_teachers={self.confirm_teachers}, but a teacher from outside is one and the same for every "
+                "seed: leave it at 1"
+            )
+        if fitted_on != "train" and not self.has_unseen_validation and not self.accept_contaminated_validation:
+            raise ValueError(
+                f"teacher.fitted_on={fitted_on}: it may have been fitted on the validation rows, by which everything "
+                "is selected: name rows that it never saw in data.validation_rows, or set "
+                "accept_contaminated_validation: true, and every tuned value says so"
+            )
+
+    @property
+    def teacher_fitted_on(self) -> str | None:
+        """Of a teacher that was fitted elsewhere what it was fitted on, as it declares; None for one trained here."""
+        return self.teacher.fitted_on if isinstance(self.teacher, OutsideTeacher) else None
+
+    @property
+    def has_unseen_validation(self) -> bool:
+        """Whether the study names the rows to validate on, which the teacher never saw."""
+        return getattr(self.data, "validation_rows", None) is not None
+
+    @property
+    def contaminated(self) -> str | None:
+        """Why no tuned value of this study was selected on rows that nobody has seen; None where they were."""
+        fitted_on = self.teacher_fitted_on
+        if fitted_on in (None, "train") or self.has_unseen_validation:
+            return None
+        return (
+            f"contaminated validation: the teacher's fitted_on is {fitted_on}, so that it may have been fitted on the "
+            "rows by which every tuned value was selected (accept_contaminated_validation)"
+        )
 
     def _check_arm(self, name: str, arm: Arm) -> None:
         allowed = OF_FAMILY[self.family]

@@ -40,8 +40,7 @@ def bring(files: Mapping[str, str]) -> None:
 
 def namespace(path: str) -> dict[str, Any]:
     """Every name that the file defines. Raises Unloadable as `load` does."""
-    if path in _brought and not _is_here(path):
-        path = str(_written_here(path))
+    path = str(located(path))
     if not Path(path).is_file():
         raise Unloadable(f"{path}: no such file")
     name = "distune_own_" + hashlib.blake2b(path.encode(), digest_size=6).hexdigest()
@@ -55,6 +54,11 @@ def namespace(path: str) -> dict[str, Any]:
     except Exception as error:
         raise Unloadable(f"{place(error, path)}: {described(error)}") from error
     return vars(module)
+
+
+def located(path: str) -> Path:
+    """Where the file lies on this machine: at its path, or where it was brought to."""
+    return _written_here(path) if path in _brought and not _is_here(path) else Path(path)
 
 
 def _is_here(path: str) -> bool:

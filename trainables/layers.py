@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trainables.datasets import shortened
 from trainables.names import nearest
 from trainables.teachers.cached import TeacherViews, Wanted
 
@@ -105,8 +106,8 @@ def cached_mask_source(mask: str, pair: Pair, teacher: TeacherViews) -> tuple[st
 
 def _refuse_unknown(arm: str, who: str, layer: str, shapes: Shapes) -> None:
     if layer not in shapes:
-        hint = nearest(layer, shapes)
-        raise UnusableLayer(f"{arm}: the {who} has no layer {layer!r}; it has {', '.join(shapes)}{hint}")
+        names = shortened(list(shapes), 12) if shapes else "none with maps of 2x2 or more"
+        raise UnusableLayer(f"{arm}: the {who} has no layer {layer!r}; it has {names}{nearest(layer, shapes)}")
 
 
 def _refuse_small(arm: str, who: str, layer: str, shapes: Shapes, least: int, what: str) -> None:

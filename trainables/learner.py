@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from trainables.losses import is_finite
+from trainables.models.networks import Network
 from trainables.models.resnet import ResNet
 from trainables.streams import Streams
 from trainables.variants import Outputs, Terms
@@ -38,7 +39,7 @@ def autocast(precision: str, device: str, pixels: int) -> contextlib.AbstractCon
 
 
 class Learner:
-    """A ResNet, what trains beside it, and its SGD with momentum.
+    """A network, what trains beside it, and its SGD with momentum.
 
     hp: `learning_rate`, `weight_decay` (added to the gradient), `batch_size`, `schedule`; horizon: epochs that the
     schedule is laid out for. labels: (N,). extras: modules trained with the network and not part of it: a regressor by
@@ -48,7 +49,7 @@ class Learner:
 
     def __init__(
         self,
-        model: ResNet,
+        model: ResNet | Network,
         views: Views,
         labels: Tensor,
         normalise: Normalise,
@@ -63,7 +64,8 @@ class Learner:
         self.device = str(labels.device.type)
         self._format = torch.channels_last if compute["channels_last"] else torch.contiguous_format
         model.initialise(streams.generator("init", replicate))
-        self.extras = nn.ModuleDict(dict(extras or {})).to(self.device)
+        self.extras = nn.ModuleDict({_key(layer): extra for layer, extra in (extras or {}).items()}).to(self.device)
+        self._extra_names = tuple(extras or ())
         self.model = model.to(device=self.device, memory_format=self._format)  # type: ignore[call-overload]
         self._forward = torch.compile(self.model) if compute["compile"] else self.model
         self.views, self.labels, self.normalise = views, labels, normalise.to(self.device)
@@ -84,6 +86,10 @@ class Learner:
         A last batch of a single image is left out: a batch norm cannot train on it.
         """
         self.model.train()
+        with self._dropout(epoch):
+            return self._train_epoch(epoch, loss)
+
+    def _train_epoch(self, epoch: int, loss: Loss) -> dict[str, float]:
         number, n = self.views.number(epoch), len(self.labels)
         order = torch.randperm(n, generator=self._streams.generator("order", self._replicate, epoch)).to(self.device)
         size = min(int(self._hp["batch_size"]), n)
@@ -113,9 +119,9 @@ class Learner:
         with self.autocast(images):
             logits, features = (self.model if forward is None else forward)(images, self.layers)
             features = {layer: f.float() for layer, f in features.items()}
-            regressed = [layer for layer in self.layers if layer in self.extras]
-            aligned = {layer: self.extras[layer](features[layer]).float() for layer in regressed}
-        beside = {name: module for name, module in self.extras.items() if name not in self.layers}
+            named = {name: self.extras[_key(name)] for name in self._extra_names}
+            aligned = {name: extra(features[name]).float() for name, extra in named.items() if name in self.layers}
+        beside = {name: extra for name, extra in named.items() if name not in self.layers}
         return Outputs(logits.float(), features, aligned, extras=beside)
 
     def untracked(self, images: Tensor) -> Outputs:
@@ -123,7 +129,8 @@ class Learner:
         self.model.train()
         buffers = {name: b.clone() for name, b in self.model.named_buffers()}
         weights = dict(self.model.named_parameters())
-        return self.outputs(images, lambda *given: functional_call(self.model, {**weights, **buffers}, given))
+        with self._dropout(0):
+            return self.outputs(images, lambda *given: functional_call(self.model, {**weights, **buffers}, given))
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
@@ -157,6 +164,16 @@ class Learner:
             stored = {k: type(v)(state[f"optimiser.scaler.{k}"].item()) for k, v in own.items()}
             self._scaler.load_state_dict(stored)
 
+    @contextlib.contextmanager
+    def _dropout(self, epoch: int) -> Iterator[None]:
+        """torch's global generators at the beginning of this epoch's own stream, for what a network itself draws."""
+        if isinstance(self.model, ResNet):  # draws nothing
+            yield
+            return
+        with torch.random.fork_rng():
+            torch.manual_seed(self._streams.number("dropout", self._replicate, epoch))
+            yield
+
     def _everything(self) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in self.model.state_dict().items():
             yield f"model.{name}", tensor
@@ -170,3 +187,8 @@ class Learner:
         if self._hp["schedule"] == "constant":
             return base
         return base * 0.5 * (1 + math.cos(math.pi * min(1.0, epochs_done / self._horizon)))
+
+
+def _key(layer: str) -> str:
+    """A layer's name as that of a submodule, which may hold no dot."""
+    return layer.replace(".", "/")

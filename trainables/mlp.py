@@ -1,6 +1,8 @@
 """The MLP family's trainable: a pack of small students on table rows, by any variant."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +15,8 @@ from trainables.datasets import Scaling, refuse_overlap
 from trainables.evaluation import validation_metrics
 from trainables.losses import cross_entropy, is_finite
 from trainables.models.mlp import parameter_count, single_of
+from trainables.models.networks import made
+from trainables.models.stacked import StackedModule
 from trainables.own_variants import Shapes, extras_of, packed_parts, packed_variant
 from trainables.packing import Loss, Pack, shuffled_within_class
 from trainables.variants import Outputs
@@ -30,13 +34,14 @@ def train(config: TrialConfig, context: Context) -> Iterator[EpochResult]:
         return torch.from_numpy(scaling(x)).to(context.device, dtype)
 
     y = torch.from_numpy(fit.y).to(context.device)
-    widths = [fit.x.shape[1], *config.student["hidden"], context.classes]
+    network, parameters = _network(config.student, fit.x.shape[1], context.classes, len(config.replicates))
+    widths = () if network is not None else _widths(config.student, fit.x.shape[1], context.classes)
     teacher = _teacher_logits(config, context)
     teacher = None if teacher is None else teacher.to(context.device, dtype)
     about = shapes(config, context.classes)
     extras = [extras_of(config.variant, *about, config.hp, context.streams, r) for r in config.replicates]
     parts = packed_parts(extras, context.device, dtype)
-    pack = Pack(widths, (), config.replicates, context.streams, config.hp, scaled(fit.x), y, teacher, parts)
+    pack = Pack(widths, (), config.replicates, context.streams, config.hp, scaled(fit.x), y, teacher, parts, network)
     if context.resume:
         pack.load_state(context.resume)
 
@@ -58,7 +63,7 @@ def train(config: TrialConfig, context: Context) -> Iterator[EpochResult]:
         val_x, val_y = scaled(context.validation.x), torch.from_numpy(context.validation.y).to(context.device)
     audits = {0: _audit(pack, loss, config.dead_terms)} if context.resume_epoch == 0 else {}
     if config.epochs == 0:
-        yield EpochResult(0, {}, parameter_count(widths), audits, False, state, predict)
+        yield EpochResult(0, {}, parameters, audits, False, state, predict)
     for epoch in range(context.resume_epoch + 1, config.epochs + 1):
         losses = pack.train_epoch(epoch, loss)
         diverged = not all(bool(is_finite(v).all()) for v in losses.values()) or not pack.finite()
@@ -67,7 +72,7 @@ def train(config: TrialConfig, context: Context) -> Iterator[EpochResult]:
             metrics |= validation_metrics(pack.logits(val_x), val_y)
         if epoch in config.audit_at and not diverged:
             audits[epoch] = _audit(pack, loss, config.dead_terms)
-        yield EpochResult(epoch, metrics, parameter_count(widths), audits, diverged, state, predict)
+        yield EpochResult(epoch, metrics, parameters, audits, diverged, state, predict)
         audits = {}
         if diverged:
             return
@@ -75,7 +80,9 @@ def train(config: TrialConfig, context: Context) -> Iterator[EpochResult]:
 
 def shapes(config: TrialConfig, classes: int) -> tuple[Shapes, Shapes | None]:
     """What a variant is given of one sample, of student and teacher."""
-    student = {"logits": (classes,), "features.hidden": (config.student["hidden"][-1],)}
+    student: Shapes = {"logits": (classes,)}
+    if config.student["kind"] == "mlp":
+        student = {**student, "features.hidden": (config.student["hidden"][-1],)}
     return student, None if config.teacher_rows == "none" else {"logits": (classes,)}
 
 
@@ -85,16 +92,45 @@ class Student(nn.Module):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, state: Mapping[str, Tensor], seed: int) -> None:
-        """state: of an `EpochResult`; seed: its place in the pack."""
+    def __init__(self, state: Mapping[str, Tensor], seed: int, student: Mapping[str, Any] | None = None) -> None:
+        """state: of an `EpochResult`; seed: its place in the pack; student: what it is, unless a perceptron."""
         super().__init__()
-        self.layers = single_of(state, seed)
+        self.layers = layers_of(state, seed, student)
         self.register_buffer("mean", state["scaling.mean"].float())
         self.register_buffer("scale", state["scaling.scale"].float())
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.layers((x - self.mean) / self.scale)
         return logits
+
+
+def layers_of(state: Mapping[str, Tensor], seed: int, student: Mapping[str, Any] | None = None) -> nn.Module:
+    """One seed's network from a pack's state: standardised features (n, features) -> logits (n, classes)."""
+    if student is None or student["kind"] == "mlp":
+        return single_of(state, seed)
+    own = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+    seeds = next(v.shape[0] for k, v in own.items() if k.startswith("weights."))
+    stacked = stacked_of(student, state["scaling.mean"].numel(), int(own["classes"]), seeds)
+    stacked.load_state_dict(own)
+    return stacked.single(seed)
+
+
+def stacked_of(student: Mapping[str, Any], features: int, classes: int, seeds: int) -> StackedModule:
+    """A pack of the user's module. Raises Unusable for a function that cannot be used."""
+    sizes = {"classes": classes, "features": features}
+    return StackedModule(partial(made, student["function"], sizes, student["options"]), seeds, features, classes)
+
+
+def _network(student: Mapping[str, Any], features: int, classes: int, seeds: int) -> tuple[StackedModule | None, int]:
+    """The user's module packed, or None for a perceptron; and the parameters of one."""
+    if student["kind"] == "mlp":
+        return None, parameter_count(_widths(student, features, classes))
+    stacked = stacked_of(student, features, classes, seeds)
+    return stacked, sum(p[0].numel() for p in stacked.parameters())
+
+
+def _widths(student: Mapping[str, Any], features: int, classes: int) -> list[int]:
+    return [features, *student["hidden"], classes]
 
 
 def _teacher_logits(config: TrialConfig, context: Context) -> Tensor | None:

@@ -16,6 +16,7 @@ from torch.optim.adam import adam
 
 from trainables.losses import is_finite
 from trainables.models.mlp import StackedMLP
+from trainables.models.stacked import StackedModule
 from trainables.own_variants import Part
 from trainables.streams import Streams
 from trainables.variants import Outputs, Terms
@@ -29,7 +30,7 @@ class Pack:
 
     x: (N, features); y: (N,); teacher: (S, N, classes) logits, row n of seed s belonging to sample n, or None.
     hp: `learning_rate`, `weight_decay` (as in Adam: added to the gradient) and `batch_size`. parts: what is learned
-    beside the networks, by name.
+    beside the networks, by name. model: the networks, if they are not multilayer perceptrons of these widths.
     """
 
     def __init__(
@@ -43,11 +44,13 @@ class Pack:
         y: Tensor,
         teacher: Tensor | None = None,
         parts: Mapping[str, Part] | None = None,
+        model: StackedModule | None = None,
     ) -> None:
         self.replicates, self.streams = tuple(replicates), streams
         self.x, self.y, self.teacher = x, y, teacher
         self.batch_size = min(int(hp["batch_size"]), len(y))
-        self.model = StackedMLP(widths, len(self.replicates), dropout).to(device=x.device, dtype=x.dtype)
+        self.model: StackedMLP | StackedModule = model or StackedMLP(widths, len(self.replicates), dropout)
+        self.model.to(device=x.device, dtype=x.dtype)
         self.model.initialise([streams.generator("init", r) for r in self.replicates])
         self._parts = dict(parts or {})
         self.extras = [p for part in self._parts.values() for p in part.parameters.values()]
@@ -57,8 +60,14 @@ class Pack:
     def train_epoch(self, epoch: int, loss: Loss) -> dict[str, Tensor]:
         """One pass over the rows; returns each term's mean over the pass, (S,).
 
-        The gradient of the sum over seeds is each seed's own gradient, since no parameter is shared.
+        The gradient of the sum over seeds is each seed's own gradient, since no parameter is shared. A last batch of a
+        single row is left out for a module of the user's: a batch norm cannot train on it.
         """
+        self.model.train()
+        least = 1
+        if isinstance(self.model, StackedModule):
+            self.model.begin([self.streams.number("dropout", r, epoch) for r in self.replicates])
+            least = min(2, self.batch_size)
         rows = len(self.y)
         order = torch.stack([torch.randperm(rows, generator=g) for g in self._generators("order", epoch)])
         order = order.to(self.x.device)
@@ -68,6 +77,8 @@ class Pack:
         values: dict[str, list[Tensor]] = defaultdict(list)
         for start in range(0, rows, self.batch_size):
             batch = slice(start, min(start + self.batch_size, rows))
+            if batch.stop - start < least:
+                continue
             keep = [None if m is None else m[:, batch] for m in masks]
             student = self._outputs(x[:, batch], keep)
             shown = None if teacher is None else Outputs(teacher[:, batch])
@@ -83,11 +94,14 @@ class Pack:
         return {name: torch.cat(parts, dim=-1).mean(dim=-1) for name, parts in values.items()}
 
     def _outputs(self, x: Tensor, keep: Sequence[Tensor | None] = ()) -> Outputs:
+        if isinstance(self.model, StackedModule):
+            return Outputs(self.model(x), extras=self._parts)
         hidden = self.model.hidden(x, keep)
         return Outputs(self.model.head(hidden), {"hidden": hidden}, extras=self._parts)
 
     def first_rows(self, rows: slice) -> tuple[Outputs, Outputs | None, Tensor]:
         """What the loss is given of these rows in the order that they lie in, without dropout."""
+        self.model.eval()
         student = self._outputs(self.x[rows].unsqueeze(0))
         shown = None if self.teacher is None else Outputs(self.teacher[:, rows])
         return student, shown, self.y[rows].expand(student.logits.shape[:-1])
@@ -99,6 +113,7 @@ class Pack:
     @torch.no_grad()
     def logits(self, x: Tensor, chunk: int = 8192) -> Tensor:
         """x: (n, features) -> (S, n, classes), without dropout."""
+        self.model.eval()
         return torch.cat([self.model(part.unsqueeze(0)) for part in x.split(chunk)], dim=1)
 
     def state(self) -> dict[str, Tensor]:
@@ -171,7 +186,11 @@ class StackedAdam:
 
 
 def dropout_masks(
-    model: StackedMLP, draws: Sequence[Sequence[np.random.Generator]], rows: int, dtype: torch.dtype, device: Any
+    model: StackedMLP | StackedModule,
+    draws: Sequence[Sequence[np.random.Generator]],
+    rows: int,
+    dtype: torch.dtype,
+    device: Any,
 ) -> list[Tensor | None]:
     """For each hidden layer the next masks (S, rows, width) of 0 and 1 / (1 - p), or None where p is 0.
 

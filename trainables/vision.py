@@ -21,11 +21,13 @@ from trainables.layers import Pair, cached_mask_source, layer_pairs
 from trainables.learner import Learner
 from trainables.losses import cross_entropy
 from trainables.masks import causal_mask
-from trainables.models.resnet import ResNet, feature_shapes, parameter_count
+from trainables.models.networks import classes_of, map_shapes, network
+from trainables.models.resnet import parameter_count
 from trainables.own_variants import Shapes, extras_of, reads_features, variant_of
 from trainables.packing import shuffled_within_class
 from trainables.streams import Streams
 from trainables.teachers.cached import TeacherViews
+from trainables.teachers.outside import Graph
 from trainables.teachers.resnet import ResNetTeacher, reopen, untrained
 from trainables.variants import Outputs, Terms
 from trainables.views import Normalise, Views, as_tensor
@@ -84,7 +86,7 @@ def shapes(
     student: (C, H, W) by layer; teacher: shapes of what is kept of it, such as `attention.layer3`, or None.
     """
     pairs = layer_pairs(config.hp.get("layers", ""))
-    own: dict[str, tuple[int, ...]] = {"logits": (config.student["outputs"] or classes,)}
+    own: dict[str, tuple[int, ...]] = {"logits": (config.student.get("outputs") or classes,)}
     own |= {f"features.{p.student}": student[p.student] for p in pairs}
     if teacher is None or config.teacher_rows == "none":
         return own, None
@@ -112,14 +114,7 @@ class Student(nn.Module):
         """state: of an `EpochResult`; seed: its place in the pack; student: what it is, as in the study."""
         super().__init__()
         weights = {k.removeprefix("model."): v for k, v in _of_seed(state, seed).items() if k.startswith("model.")}
-        self.model = ResNet(
-            student["depth"],
-            weights["fc.weight"].shape[0],
-            stem=student["stem"],
-            width=student["width"],
-            cbam=student["cbam"],
-            channels=weights["conv1.weight"].shape[1],
-        )
+        self.model = network(student, state["normalise.mean"].numel(), classes_of(weights))
         self.model.load_state_dict(weights)
         self.model.eval()
         self.register_buffer("mean", state["normalise.mean"].reshape(1, -1, 1, 1))
@@ -141,7 +136,7 @@ class _Replicate:
         self._live: ResNetTeacher | None = None
         labels, device = as_tensor(fit.y, context.device), context.device
         model = untrained(config.student, fit, context.classes)
-        shapes = feature_shapes(model, *fit.x.shape[1:]) if self._pairs else {}
+        shapes = map_shapes(model, *fit.x.shape[1:]) if self._pairs else {}
         extras: dict[str, nn.Module] = {}
         if config.teacher_rows != "none":
             self._teacher = context.teachers[replicate % len(context.teachers)]
@@ -211,6 +206,7 @@ class _Replicate:
         assert self._teacher is not None
         shown = teacher.normalise(self.learner.views(rows, view)).contiguous(memory_format=torch.channels_last)
         with teacher.autocast(shown):
+            assert not isinstance(teacher.model, Graph)
             features = teacher.model.forward_features(shown, layer).float()
         height, width = self._teacher.shape(f"attention.{layer}")
         return features if features.shape[-2:] == (height, width) else F.adaptive_avg_pool2d(features, (height, width))
@@ -243,7 +239,7 @@ class _Replicate:
         assert self._teacher is not None
         if self._live is None:
             return {p.student: self._teacher.shape(f"features.{p.teacher}")[0] for p in self._pairs}
-        shapes = feature_shapes(self._live.model, *images.shape[1:])
+        shapes = map_shapes(self._live.model, *images.shape[1:])
         return {p.student: shapes[p.teacher][0] for p in self._pairs}
 
 

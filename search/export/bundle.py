@@ -22,11 +22,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from search.export import graphs, scripts, teachers
-from search.export.modules import CONFIG, WEIGHTS, blend_of, encoder_of, module_of
+from search.export.modules import CONFIG, FACTORY, WEIGHTS, blend_of, encoder_of, module_of
 from search.ledger import Ledger
 from search.payload import build_teacher
 from search.students import Confirmed, find
 from spaces import BadInput
+from spaces.outside import FactoryStudent
 from trainables.binary import auc
 from trainables.datasets import BadData, Column, Dataset, Rows, load
 from trainables.datasets.images import class_names
@@ -162,6 +163,8 @@ def _write(
     latency = {}
     if "safetensors" in formats:
         (new / WEIGHTS).write_bytes(save({k: v.contiguous() for k, v in student.module.state_dict().items()}))
+        if isinstance(study.student, FactoryStudent):
+            (new / FACTORY).write_bytes(Path(study.student.function.rpartition(":")[0]).read_bytes())
         for name, blob in teachers.files(student.teachers).items() if student.teachers else ():
             (new / "teachers").mkdir(exist_ok=True)
             (new / "teachers" / name).write_bytes(blob)

@@ -14,13 +14,15 @@ from search.students import Confirmed
 from spaces import BadInput
 from trainables import vision
 from trainables.encoding import Encoder
+from trainables.mlp import layers_of
 from trainables.models.gate import Gate
 from trainables.models.mlp import StackedMLP, single_of
+from trainables.models.networks import Network, Unusable, classes_of, described, made, network
 from trainables.models.resnet import ResNet
 from trainables.tabular import two_class
 from trainables.variants import GATES, Outputs, blended
 
-CONFIG, WEIGHTS = "config.json", "student.safetensors"
+CONFIG, WEIGHTS, FACTORY = "config.json", "student.safetensors", "network.py"
 
 
 class Standardised(nn.Module):
@@ -46,7 +48,7 @@ class Pixels(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: ResNet, mean: Tensor, std: Tensor) -> None:
+    def __init__(self, model: ResNet | Network, mean: Tensor, std: Tensor) -> None:
         super().__init__()
         self.model = model
         self.register_buffer("mean", mean)
@@ -105,10 +107,18 @@ def module_of(found: Confirmed) -> tuple[nn.Module, dict[str, Any]]:
     if family == "vision":
         student = vision.Student(state, found.place, found.study.student_of(found.arm))
         module = Pixels(student.model, student.mean, student.std)
-        about = {key: found.study.student_of(found.arm)[key] for key in ("depth", "stem", "width", "cbam")}
-        classes, channels = student.model.fc.out_features, student.model.conv1.in_channels
-        return module.eval(), {**about, "classes": classes, "channels": channels}
-    layers = single_of(state, found.place)
+        spec = found.study.student_of(found.arm)
+        sizes = {"classes": classes_of(student.model.state_dict()), "channels": student.mean.numel()}
+        if spec["kind"] == "resnet":
+            return module.eval(), {**{key: spec[key] for key in ("depth", "stem", "width", "cbam")}, **sizes}
+        return module.eval(), {"network": described(spec), **from_outside(spec), **sizes}
+    spec = found.study.student_of(found.arm)
+    layers = layers_of(state, found.place, spec) if family == "mlp" else single_of(state, found.place)
+    if family == "mlp" and spec["kind"] == "factory":
+        sizes = {"classes": int(state["model.classes"]), "features": state["scaling.mean"].numel()}
+        module = Standardised(layers, state["scaling.mean"], state["scaling.scale"])
+        return module.eval(), {"network": described(spec), **from_outside(spec), **sizes}
+    assert isinstance(layers, nn.Sequential)
     if family == "mlp":
         module = Standardised(layers, state["scaling.mean"], state["scaling.scale"])
     else:
@@ -134,6 +144,14 @@ def blend_of(found: Confirmed, platt: Tensor) -> tuple[Blend, dict[str, Any]]:
     return Blend(model, gate, encoder_of(found.state), calibration, hp).eval(), about
 
 
+def from_outside(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """What a network from outside is made of; a user's function lies in the file FACTORY beside it."""
+    about = {key: spec[key] for key in ("kind", "options")}
+    if spec["kind"] == "factory":
+        return {**about, "function": spec["function"].rpartition(":")[2]}
+    return {**about, "model": spec["model"]}
+
+
 def encoder_of(state: Mapping[str, Tensor]) -> Encoder:
     return Encoder.of({k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")})
 
@@ -153,14 +171,31 @@ def rebuilt(folder: Path) -> nn.Module:
         raise BadInput(f"{config['arm']} needs its teachers: {folder / 'student.onnx'} holds them and runs as a whole")
     module: nn.Module
     if family == "vision":
-        form = {key: about[key] for key in ("stem", "width", "cbam", "channels")}
-        module = Pixels(ResNet(about["depth"], about["classes"], **form), state["mean"], state["std"])
+        module = Pixels(_network_of(folder, about), state["mean"], state["std"])
     elif family == "mlp":
-        module = Standardised(_sequential(about["widths"]), state["mean"], state["scale"])
+        module = Standardised(_perceptron_or_own(folder, about), state["mean"], state["scale"])
     else:
         module = Table(_sequential(about["widths"]), encoder_of(state))
     module.load_state_dict(state)
     return module.eval()
+
+
+def _network_of(folder: Path, about: Mapping[str, Any]) -> ResNet | Network:
+    spec = {**about, "function": f"{folder / FACTORY}:{about.get('function')}"}
+    try:
+        return network(spec, about["channels"], about["classes"])
+    except Unusable as error:
+        raise BadInput(str(error)) from None
+
+
+def _perceptron_or_own(folder: Path, about: Mapping[str, Any]) -> nn.Module:
+    if "widths" in about:
+        return _sequential(about["widths"])
+    sizes = {key: about[key] for key in ("classes", "features")}
+    try:
+        return made(f"{folder / FACTORY}:{about['function']}", sizes, about["options"])
+    except Unusable as error:
+        raise BadInput(str(error)) from None
 
 
 def _sequential(widths: Sequence[int]) -> nn.Sequential:

@@ -4,7 +4,7 @@ TRAINABLE: `module:function`. PACKS: whether seeds train in one program.
 
 build_teacher(study, seed, fit, dataset, teacher_set, device): one teacher set on the rows `fit`, cached or trained now.
 label(study, teacher, fit, dataset, validation): what a trial is given of it; validation rows where there are some.
-notes(study, teacher, outputs): sentences that a reader of the result must know of it.
+notes(study, teacher, outputs, fit): sentences that a reader of the result must know of it; fit: the rows it labels.
 is_built(study, seed, fit, dataset, teacher_set): whether `build_teacher` would find it in the cache.
 teacher_seconds(study, dataset): about how long one teacher set takes, measured on a sample now.
 inputs(dataset, fit, teachers): the rows to fit on and to validate on as students read them, and the encoder's state.

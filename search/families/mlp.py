@@ -11,15 +11,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from search.families import outside
 from search.ledger import ENSEMBLE
 from spaces import Study
 from trainables import mlp
 from trainables.context import EpochResult, TeacherOutputs, TrialConfig
-from trainables.datasets import Dataset, Rows
+from trainables.datasets import Dataset, Rows, load
 from trainables.evaluation import test_metrics
+from trainables.models.networks import Unusable, described, made, refuse_untrainable
 from trainables.own_variants import Shapes
 from trainables.streams import Streams
 from trainables.teachers import ensemble
+from trainables.teachers.outside import LogitsTable, TableTeacher, table_teacher
 
 TRAINABLE = "trainables.mlp:train"
 PACKS = True
@@ -27,22 +30,30 @@ PACKS = True
 
 def build_teacher(
     study: Study, seed: int, fit: Rows, dataset: Dataset, teacher_set: int, device: str
-) -> ensemble.Ensemble:
+) -> ensemble.Ensemble | TableTeacher | LogitsTable:
     torch.set_num_threads(1)
+    if study.teacher_fitted_on is not None:
+        return table_teacher(outside.artefact_of(study, dataset, fit))
     return ensemble.build(asdict(study.teacher), fit, dataset.classes, teacher_set, Streams(study.name, seed))
 
 
 def label(
-    study: Study, teacher: ensemble.Ensemble, fit: Rows, dataset: Dataset, validation: Rows | None = None
+    study: Study,
+    teacher: ensemble.Ensemble | TableTeacher | LogitsTable,
+    fit: Rows,
+    dataset: Dataset,
+    validation: Rows | None = None,
 ) -> TeacherOutputs:
     return TeacherOutputs(teacher.logits(fit.x).numpy(), teacher.fitted_on)
 
 
-def notes(study: Study, teacher: Any, outputs: Any) -> tuple[str, ...]:
-    return ()
+def notes(study: Study, teacher: Any, outputs: Any, fit: Rows) -> tuple[str, ...]:
+    return outside.notes(study, outputs.logits, fit.y)
 
 
 def is_built(study: Study, seed: int, fit: Rows, dataset: Dataset, teacher_set: int) -> bool:
+    if study.teacher_fitted_on is not None:
+        return True  # reading it costs nothing beside training one
     return ensemble.is_built(asdict(study.teacher), fit, teacher_set, Streams(study.name, seed))
 
 
@@ -74,7 +85,13 @@ def judge(
 def judge_teacher(
     study: Study, teacher: Any, rows: Rows, split: str
 ) -> tuple[dict[int, NDArray[Any]], dict[int, dict[str, Any]]]:
-    members = teacher.member_logits(rows.x)
+    if isinstance(teacher, LogitsTable):
+        try:
+            members = teacher.member_logits(rows.x)
+        except Unusable:  # a table need not speak of rows that nobody learns from
+            return {}, {}
+    else:
+        members = teacher.member_logits(rows.x)
     predicted = {ENSEMBLE: members.mean(dim=0).argmax(dim=-1).numpy()}
     if split == "test" and len(members) > 1:
         predicted |= {m: logits.argmax(dim=-1).numpy() for m, logits in enumerate(members)}
@@ -90,7 +107,21 @@ def without_teacher(study: Study, config: TrialConfig) -> TrialConfig:
 
 
 def refuse_unusable(study: Study, say: Callable[[str], None]) -> None:
-    """Nothing: whatever its spaces allow can be trained."""
+    """Raise ValueError for a student or a teacher from outside that cannot be used; says how the student trains."""
+    spec = asdict(study.student)
+    if spec["kind"] == "mlp" and study.teacher.kind == "mlp_ensemble":
+        return
+    dataset = load(asdict(study.data), say)
+    if spec["kind"] != "mlp":
+        sizes = {"classes": dataset.classes, "features": dataset.train.x.shape[1]}
+        rows, what = torch.from_numpy(dataset.train.x[:8]).float(), f"the student {described(spec)}"
+        refuse_untrainable(what, made(spec["function"], sizes, spec["options"]), rows, dataset.classes)
+        why = mlp.stacked_of(spec, sizes["features"], sizes["classes"], 2).why_alone
+        say(f"{what}: seeds train {f'one after another, since {why}' if why else 'together in one program'}")
+    if study.teacher_fitted_on is not None:
+        build_teacher(study, 0, dataset.fit_rows(study.confirm_on), dataset, 0, "cpu")
+    elif study.teacher.kind != "mlp_ensemble":
+        raise Unusable(f"a table's teacher of kind {study.teacher.kind} is not trained here: give it a checkpoint")
 
 
 def shapes(study: Study, config: TrialConfig, dataset: Dataset) -> tuple[Shapes, Shapes | None]:
@@ -98,7 +129,7 @@ def shapes(study: Study, config: TrialConfig, dataset: Dataset) -> tuple[Shapes,
 
 
 def student(study: Study, arm: str, state: Mapping[str, Tensor], place: int) -> nn.Module:
-    return mlp.Student(state, place)
+    return mlp.Student(state, place, study.student_of(arm))
 
 
 def made_up(study: Study, dataset: Dataset, folder: Path) -> TeacherOutputs:

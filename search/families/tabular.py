@@ -41,7 +41,7 @@ def label(
     return teacher.outputs(None if validation is None else validation.x)
 
 
-def notes(study: Study, teacher: Any, outputs: Any) -> tuple[str, ...]:
+def notes(study: Study, teacher: Any, outputs: Any, fit: Rows) -> tuple[str, ...]:
     return ()
 
 

@@ -133,6 +133,15 @@ def shortened(names: list[str], at_most: int = 5) -> str:
 
 def load(spec: Mapping[str, Any], progress: Say | None = None) -> Dataset:
     """The dataset that a study's `data` section describes. progress: is told, line by line, what takes long."""
+    dataset = _loaded(spec, progress)
+    if spec.get("validation_rows") is not None:
+        from trainables.datasets.order import with_named_validation
+
+        return with_named_validation(dataset, spec)
+    return dataset
+
+
+def _loaded(spec: Mapping[str, Any], progress: Say | None) -> Dataset:
     if spec["kind"] == "make_classification":
         from trainables.datasets import generated
 

@@ -59,8 +59,8 @@ class Population:
     def of(spec: Mapping[str, Any]) -> "Population":
         """Replay the table's random state once with its rows in cluster order and once as it is."""
         in_order, as_is = _Recorder(spec["random_state"]), _Recorder(spec["random_state"])
-        x, _ = _table(spec, in_order, shuffle=False)
-        _table(spec, as_is, shuffle=True)
+        x, _ = table(spec, in_order, shuffle=False)
+        table(spec, as_is, shuffle=True)
         informative, clusters = spec["n_informative"], CLASSES * CLUSTERS_PER_CLASS
         mixing = 2 * np.stack(in_order.uniforms[:clusters]) - 1
         redundant = 2 * in_order.uniforms[clusters] - 1 if spec["n_redundant"] else np.zeros((informative, 0))
@@ -90,7 +90,7 @@ class Population:
 
 def load(spec: Mapping[str, Any]) -> Dataset:
     """The table as the source splits it (a fifth for the test), then a fifth of the rest for validation."""
-    x, y = _table(spec, np.random.RandomState(spec["random_state"]), shuffle=True)
+    x, y = table(spec, np.random.RandomState(spec["random_state"]), shuffle=True)
     rest_x, test_x, rest_y, test_y = train_test_split(x, y, test_size=0.2, random_state=spec["split_seed"])
     train_x, val_x, train_y, val_y = train_test_split(
         rest_x, rest_y, test_size=0.2, random_state=spec["split_seed"], stratify=rest_y
@@ -99,7 +99,7 @@ def load(spec: Mapping[str, Any]) -> Dataset:
     return Dataset(CLASSES, Rows(train_x, train_y), Rows(val_x, val_y), Rows(test_x, test_y), fresh)
 
 
-def _table(spec: Mapping[str, Any], random: np.random.RandomState, shuffle: bool) -> Any:
+def table(spec: Mapping[str, Any], random: np.random.RandomState, shuffle: bool) -> Any:
     return make_classification(
         n_samples=spec["n_samples"],
         n_features=spec["n_features"],

@@ -157,14 +157,20 @@ def _rows(rows: Rows, indices: Indices) -> Rows:
 def _rest_and_test(spec: Mapping[str, Any], names: list[str], progress: Say | None) -> tuple[Rows, Rows]:
     """What training and validation are drawn from, and the test split."""
     if spec["kind"] == "digits":
-        digits = load_digits()
-        rows = Rows((digits.images * 15).astype(np.uint8)[:, None], digits.target.astype(np.int64))
+        rows = digits()
         rest, test = _stratified(spec, "test_fraction", names, rows.y)
         return _rows(rows, rest), _rows(rows, test)
-    return _cifar10(spec) if spec["kind"] == "cifar10" else _folder(spec, names, progress)
+    return cifar10(spec) if spec["kind"] == "cifar10" else _folder(spec, names, progress)
 
 
-def _cifar10(spec: Mapping[str, Any]) -> tuple[Rows, Rows]:
+def digits() -> Rows:
+    """scikit-learn's digits in its order."""
+    found = load_digits()
+    return Rows((found.images * 15).astype(np.uint8)[:, None], found.target.astype(np.int64))
+
+
+def cifar10(spec: Mapping[str, Any]) -> tuple[Rows, Rows]:
+    """CIFAR-10's training images and its test images; raises BadData."""
     from torchvision import datasets
 
     downloads = cache_folder() / "downloads"

@@ -29,7 +29,8 @@ from trainables.cache import cache_folder
 from trainables.datasets import Rows
 from trainables.losses import attention_map
 from trainables.masks import ACTIVATIONS
-from trainables.models.resnet import feature_shapes
+from trainables.models.networks import map_shapes
+from trainables.teachers.outside import LogitsTable
 from trainables.teachers.resnet import ResNetTeacher
 from trainables.views import Views, as_tensor
 
@@ -138,12 +139,14 @@ def refuse_too_large(arrays: Mapping[str, tuple[int, ...]], views: int, rows: in
         )
 
 
-def build(teacher: ResNetTeacher, fit: Rows, spec: Mapping[str, Any], wanted: Wanted, classes: int) -> TeacherViews:
+def build(
+    teacher: ResNetTeacher | LogitsTable, fit: Rows, spec: Mapping[str, Any], wanted: Wanted, classes: int
+) -> TeacherViews:
     """The cache of this teacher on every view of these rows, from disk if it is there and intact, else computed now.
 
-    spec: the study's `views`. Raises CacheTooLarge, DegenerateMasks.
+    A table of logits says the same of every view. spec: the study's `views`. Raises CacheTooLarge, DegenerateMasks.
     """
-    shapes = feature_shapes(teacher.model, *fit.x.shape[1:])
+    shapes = {} if isinstance(teacher, LogitsTable) else map_shapes(teacher.model, *fit.x.shape[1:])
     arrays = wanted_shapes(wanted, classes, shapes, spec["alignment_channels"])
     views = Views(as_tensor(fit.x), spec)
     refuse_too_large(arrays, views.count, len(fit), spec["cache_limit_mb"])
@@ -196,7 +199,7 @@ def projection(layer: str, channels: int, kept: int) -> Tensor:
 
 def _compute(
     folder: Path,
-    teacher: ResNetTeacher,
+    teacher: ResNetTeacher | LogitsTable,
     fit: Rows,
     views: Views,
     arrays: Mapping[str, tuple[int, ...]],
@@ -215,6 +218,9 @@ def _compute(
         flat = dict.fromkeys((f"{kind}.{layer}" for kind, layer in wanted.activations), 0)
         for view in range(views.count):
             for rows in torch.arange(n).split(BATCH):
+                if isinstance(teacher, LogitsTable):
+                    maps["logits"][view, rows.numpy()] = teacher.logits(fit.x[rows.numpy()]).numpy()
+                    continue
                 for name, values in _say(teacher, views(rows, view), labels[rows], wanted, deviation, arrays):
                     maps[name][view, rows.numpy()] = values.cpu().numpy().astype(np.float16)
                     if name in flat:
@@ -283,11 +289,13 @@ def _say(
 
 
 @torch.no_grad()
-def _deviation(teacher: ResNetTeacher, views: Views, n: int, wanted: Wanted) -> dict[str, float]:
+def _deviation(teacher: ResNetTeacher | LogitsTable, views: Views, n: int, wanted: Wanted) -> dict[str, float]:
     """The standard deviation of each wanted layer's features, over up to a thousand images of the first view.
 
     An orthonormal projection keeps the mean square per channel, so the same number serves projected features.
     """
+    if isinstance(teacher, LogitsTable) or not wanted.features:
+        return {}
     rows = torch.arange(n)[:: max(1, n // 1000)][:1000]
     total: dict[str, list[Tensor]] = {layer: [] for layer in wanted.features}
     for part in rows.split(BATCH):

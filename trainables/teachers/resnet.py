@@ -1,4 +1,4 @@
-"""A ResNet as teacher: trained on labels, on rows that it may see, and stopped early on a share of those same rows.
+"""A network of images as teacher: trained on labels, on rows that it may see, and stopped on a share of those rows.
 
 The source stops its teacher on its validation set, which is its test set. Here neither the validation nor the test
 rows of the study have a say in the teacher.
@@ -21,8 +21,11 @@ from trainables.artefacts import Artefact, build_once, is_stored
 from trainables.datasets import Rows
 from trainables.learner import EVALUATION_BATCH, Learner, Loss, autocast
 from trainables.losses import cross_entropy
+from trainables.models.networks import Network, classes_of, identity, network
 from trainables.models.resnet import ResNet, parameter_count
 from trainables.streams import Streams
+from trainables.teachers import outside
+from trainables.teachers.outside import Graph
 from trainables.variants import Outputs, Term, Terms
 from trainables.views import Normalise, Views, as_tensor
 
@@ -36,7 +39,7 @@ class ResNetTeacher:
     """A trained and frozen teacher; images come as uint8, or as floats in [0, 1]."""
 
     artefact: Artefact
-    model: ResNet
+    model: ResNet | Network | Graph
     normalise: Normalise
     precision: str
 
@@ -46,7 +49,7 @@ class ResNetTeacher:
 
     @property
     def parameters(self) -> int:
-        return parameter_count(self.model)
+        return self.model.numbers if isinstance(self.model, Graph) else parameter_count(self.model)
 
     @property
     def device(self) -> str:
@@ -86,22 +89,26 @@ def build(
         return _train(spec, views, compute, fit, model, teacher_set, streams, device)
 
     artefact = build_once(KIND, _recipe(spec, views, fit, teacher_set, streams), fit.fingerprints(), train)
-    return _opened(artefact, compute["precision"], device)
+    return opened(artefact, compute, device)
 
 
 def reopen(key: str, compute: Mapping[str, Any], device: str) -> ResNetTeacher:
     """A teacher that was built before, by its artefact's key. Raises FileNotFoundError where there is none."""
-    return _opened(artefacts.reopen(KIND, key), compute["precision"], device)
+    return opened(artefacts.reopen(KIND, key), compute, device)
 
 
-def _opened(artefact: Artefact, precision: str, device: str) -> ResNetTeacher:
+def opened(artefact: Artefact, compute: Mapping[str, Any], device: str) -> ResNetTeacher:
+    """The teacher of an artefact, trained here or elsewhere."""
     spec, tensors = artefact.about["recipe"]["spec"], artefact.tensors
-    classes, channels = tensors["fc.weight"].shape[0], tensors["conv1.weight"].shape[1]
-    model = ResNet(spec["depth"], classes, stem=spec["stem"], width=spec["width"], cbam=spec["cbam"], channels=channels)
-    model.load_state_dict({k: v for k, v in tensors.items() if not k.startswith("normalise.")})
+    model: ResNet | Network | Graph
+    if outside.BLOB in tensors:
+        model = outside.graph_of(artefact)
+    else:
+        model = network(spec, tensors["normalise.mean"].numel(), classes_of(tensors))
+        model.load_state_dict({k: v for k, v in tensors.items() if not k.startswith("normalise.")})
     model.requires_grad_(False).eval().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     normalise = Normalise(tensors["normalise.mean"], tensors["normalise.std"])
-    return ResNetTeacher(artefact, model, normalise.to(device), precision)
+    return ResNetTeacher(artefact, model, normalise.to(device), compute["precision"])
 
 
 def is_built(spec: Mapping[str, Any], views: Mapping[str, Any], fit: Rows, teacher_set: int, streams: Streams) -> bool:
@@ -109,12 +116,9 @@ def is_built(spec: Mapping[str, Any], views: Mapping[str, Any], fit: Rows, teach
     return is_stored(KIND, _recipe(spec, views, fit, teacher_set, streams), fit.fingerprints())
 
 
-def untrained(spec: Mapping[str, Any], rows: Rows, classes: int) -> ResNet:
+def untrained(spec: Mapping[str, Any], rows: Rows, classes: int) -> ResNet | Network:
     """A student's or a teacher's network for these images; `outputs` of a student may ask for more than classes."""
-    outputs = spec.get("outputs") or classes
-    return ResNet(
-        spec["depth"], outputs, stem=spec["stem"], width=spec["width"], cbam=spec["cbam"], channels=rows.x.shape[1]
-    )
+    return network(spec, rows.x.shape[1], classes)
 
 
 def learner(
@@ -122,7 +126,7 @@ def learner(
     views: Mapping[str, Any],
     compute: Mapping[str, Any],
     rows: Rows,
-    model: ResNet,
+    model: ResNet | Network,
     teacher_set: int,
     streams: Streams,
     device: str,
@@ -148,7 +152,7 @@ def _train(
     views: Mapping[str, Any],
     compute: Mapping[str, Any],
     fit: Rows,
-    model: ResNet,
+    model: ResNet | Network,
     teacher_set: int,
     streams: Streams,
     device: str,
@@ -159,7 +163,7 @@ def _train(
     rows, stop = Rows(fit.x[np.sort(order[held:])], fit.y[np.sort(order[held:])]), order[:held]
     stop_x, stop_y = as_tensor(fit.x[stop], device), as_tensor(fit.y[stop], device)
     trained = learner(spec, views, compute, rows, model, teacher_set, streams, device)
-    weights = _imagenet(spec["depth"]) if spec["pretrained"] and fit.x.shape[1] == 3 else None
+    weights = _imagenet(spec["depth"]) if spec.get("pretrained") and fit.x.shape[1] == 3 else None
     if weights is not None:
         model.load_state_dict(weights, strict=False)
     best, best_epoch, best_state = float("inf"), 0, {}
@@ -198,11 +202,15 @@ def _recipe(
     spec: Mapping[str, Any], views: Mapping[str, Any], fit: Rows, teacher_set: int, streams: Streams
 ) -> dict[str, Any]:
     """What the artefact's address is made of, besides the rows: labels too, since fingerprints leave them out."""
-    pretrained = spec["pretrained"] and fit.x.shape[1] == 3 and _imagenet(spec["depth"]) is not None
+    spec = dict(spec)
+    if spec.get("kind", "resnet") == "resnet":
+        spec["pretrained"] = spec["pretrained"] and fit.x.shape[1] == 3 and _imagenet(spec["depth"]) is not None
+    else:
+        spec["identity"] = identity(spec)
     return {
         "what": "resnet",
         "version": VERSION,
-        "spec": {**spec, "pretrained": pretrained},
+        "spec": spec,
         "views": {k: views[k] for k in ("count", "pad", "flip")},
         "streams": [streams.study, streams.seed],
         "teacher_set": teacher_set,
