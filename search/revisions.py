@@ -122,6 +122,6 @@ def _short(value: Any) -> str:
 
 
 def _fingerprint(path: Path) -> str:
-    if not path.is_file():  # the user's own
-        return "not there"
+    if not path.is_file():
+        raise BadInput(f"{path}, which the study names, is not there: put it back, or say in study.yaml where it is")
     return hashlib.blake2b(path.read_bytes(), digest_size=6).hexdigest()

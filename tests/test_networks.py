@@ -282,7 +282,7 @@ def test_an_arm_that_reproduces_a_released_resnet_goes_with_the_resnet():
         ("number", {}, "number returned int, expected a torch.nn.Module"),
         ("nothing", {"width": 3}, "must take `classes`"),
         ("table", {"widht": 3}, "takes no option widht (did you mean 'width'?)"),
-        ("tabel", {}, "has no function 'tabel' (did you mean 'table'?)"),
+        ("tabel", {}, "has no function tabel (did you mean 'table'?)"),
     ],
 )
 def test_a_function_that_cannot_be_used_says_why(code, function, options, expected):
@@ -295,7 +295,7 @@ def test_a_function_that_cannot_be_used_says_why(code, function, options, expect
 def test_a_file_that_cannot_be_run_says_why(tmp_path):
     path = tmp_path / "broken.py"
     path.write_text("import nowhere_at_all\n")
-    with pytest.raises(Unusable, match=r"broken.py cannot be run: ModuleNotFoundError"):
+    with pytest.raises(Unusable, match=r"broken.py:1: ModuleNotFoundError"):
         made(f"{path}:net", {"classes": 2}, {})
 
 

@@ -520,7 +520,8 @@ def test_the_users_code_is_part_of_what_a_sweep_is(kept, tmp_path):
     (tmp_path / "nets.py").write_text(SOURCE + "\n# changed\n")
     assert revisions.code_of(study)["the student's function"] != before
     (tmp_path / "nets.py").unlink()
-    assert revisions.code_of(study)["the student's function"] == "not there"
+    with pytest.raises(BadInput, match=r"nets\.py, which the study names, is not there"):
+        revisions.code_of(study)
     assert "the teacher's function" in revisions.code_of(own(kept, "w.pt")[0])
 
 
