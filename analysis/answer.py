@@ -86,11 +86,12 @@ def _best_sentence(result: Json) -> str:
 def _seeds_that_settle(result: Json) -> tuple[str, int] | None:
     """The undecided arm that takes the fewest seeds to settle, and how many: a multiple of its independent winners."""
     undecided = [
-        (arm["seeds_to_settle"], arm["arm"], len(arm["tuned"]["winners"]))
+        (arm["seeds_to_settle"], arm["arm"])
         for arm in result["arms"]
         if arm["verdict"] == "indistinguishable" and arm["seeds_to_settle"] and arm["arm"] != A_A_CONTROL
     ]
     if not undecided:
         return None
-    seeds, arm, winners = min(undecided)
+    seeds, arm = min(undecided)
+    winners = max((len(a["tuned"]["winners"]) for a in result["arms"] if a["tuned"]), default=1)  # a fixed arm has none
     return arm, math.ceil(seeds / winners) * winners

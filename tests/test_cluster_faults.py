@@ -1,15 +1,8 @@
-"""What happens to real clusters: a node that is frozen, one that is cut off for a minute, a store that does not answer.
-
-Minutes each, so run by `make bench`. The node that is cut off lies in a network namespace of its own.
-"""
+"""What happens to real clusters: a node that is frozen, a store that does not answer. Minutes each: `make bench`."""
 
 import contextlib
 import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 
@@ -60,52 +53,3 @@ def test_a_store_that_answers_503_for_a_while_costs_no_trial(tmp_path, monkeypat
             failures.write_text("150")
             finished(tmp_path, driver)
     assert failures.read_text() == "0"
-
-
-def run(*words):
-    return subprocess.run(words, check=True, capture_output=True, text=True).stdout
-
-
-@contextlib.contextmanager
-def apart(address):
-    """A node with two processors in a network of its own, joined by a cable that can be pulled: yields its name."""
-    host, port = address.split(":")
-    space, ours, theirs = f"distune{os.getpid()}", f"dta{os.getpid()}"[:15], f"dtb{os.getpid()}"[:15]
-    try:
-        run("ip", "netns", "add", space)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"no network namespace can be made here: {error}")
-    process = None
-    try:
-        run("ip", "link", "add", ours, "type", "veth", "peer", "name", theirs, "netns", space)
-        run("ip", "addr", "add", "10.213.7.1/30", "dev", ours)
-        run("ip", "link", "set", ours, "up")
-        inside = ("ip", "netns", "exec", space)
-        run(*inside, "ip", "addr", "add", "10.213.7.2/30", "dev", theirs)
-        run(*inside, "ip", "link", "set", theirs, "up")
-        run(*inside, "ip", "link", "set", "lo", "up")
-        run(*inside, "ip", "route", "add", "default", "via", "10.213.7.1")
-        ray = str(Path(sys.executable).with_name("ray"))
-        words = (ray, "start", f"--address={host}:{port}", "--num-cpus=2", "--node-ip-address=10.213.7.2", "--block")
-        process = subprocess.Popen([*inside, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        yield ours
-    finally:
-        if process is not None:
-            process.terminate()
-            process.wait(30)
-        run("ip", "netns", "del", space)
-
-
-def test_a_node_that_is_cut_off_for_a_minute_and_comes_back_does_nothing_twice(tmp_path):
-    with cluster(nodes=1) as ray, apart(ray.address) as cable:
-        until = time.monotonic() + 60
-        while len([n for n in ray.global_state.node_table() if n["Alive"]]) < 3:
-            assert time.monotonic() < until, "the node apart does not join"
-            time.sleep(0.5)
-        far = next(n["NodeID"] for n in ray.global_state.node_table() if n["NodeManagerAddress"] == "10.213.7.2")
-        driver = begun(tmp_path, ray.address, tmp_path / "storage")
-        wait_for(lambda: far in {node for node, *_ in logged(tmp_path)}, driver)
-        run("ip", "link", "set", cable, "down")
-        time.sleep(60)
-        run("ip", "link", "set", cable, "up")
-        finished(tmp_path, driver)

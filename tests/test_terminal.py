@@ -139,6 +139,15 @@ def test_more_seeds_are_advised_where_they_would_settle_an_arm(run, verdict, set
     assert [c for c in commands if "extend" in c] == ([f"distune extend {run} {extends}"] if extends else [])
 
 
+def test_a_fixed_arm_that_more_seeds_would_settle_is_advised_too(run):
+    result = compare(run)
+    first, *rest = result["arms"]
+    fixed = {**rest[-1], "kind": "fixed", "tuned": None, "verdict": "indistinguishable", "seeds_to_settle": 27}
+    result["arms"] = [first, *({**a, "verdict": None} for a in rest[:-1]), fixed]
+    commands = [command for command, _ in answer.next_commands(result, run)]
+    assert any("--confirm-seeds 28" in command for command in commands)
+
+
 def unfinished(folder):
     with new_run(folder, small_study(("hard_labels",))) as ledger:
         ledger.clock("search", "begin")
