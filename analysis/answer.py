@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from analysis.tables import conclusions
+from analysis.tables import baseline, conclusions
 from analysis.units import Unit
 from spaces import A_A_CONTROL
 
@@ -57,8 +57,8 @@ def _first(result: Json) -> str:
     judged = [arm for arm in result["arms"] if arm["verdict"] is not None and arm["arm"] != A_A_CONTROL]
     better = [arm["arm"] for arm in judged if arm["verdict"] == "better"]
     if not judged:
-        return f"Nothing was compared with tuned {result['baseline']}."
-    return f"{', '.join(better) or 'No arm'} of {len(judged)} is better than tuned {result['baseline']} by this sweep."
+        return f"Nothing was compared with tuned {baseline(result)}."
+    return f"{', '.join(better) or 'No arm'} of {len(judged)} is better than tuned {baseline(result)} by this sweep."
 
 
 def _best(result: Json) -> Json | None:
@@ -74,10 +74,10 @@ def _best_sentence(result: Json) -> str:
     best, unit = _best(result), Unit.of(result["metric"])
     if best is None:
         return "No student has been confirmed."
-    tuned, baseline = best["tuned"], result["baseline"]
-    where = "the baseline itself" if best["arm"] == baseline else "without a verdict"
+    tuned = best["tuned"]
+    where = "the baseline itself" if best["arm"] == best["baseline"] else "without a verdict"
     if best["verdict"] is not None:
-        where = f"{TO_BASELINE[best['verdict']]} tuned {baseline}"
+        where = f"{TO_BASELINE[best['verdict']]} tuned {best['baseline']}"
     figure = f"{unit.value(tuned['mean'])} {unit.interval(tuned['ci95'])}".strip()
     measured = f"{figure} {unit.values} (n = {tuned['n']})"
     return f"Of the students that run alone {best['arm']} is highest: {measured}, {where}."

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis import beside, claims, costs, gates, looks
+from analysis.front import front
 from analysis.statistics import (
     Difference,
     Spread,
@@ -135,6 +136,7 @@ class _Comparison:
             "published_claims": self._claims(),
             "effects": beside.effects(self.study.effects, {a: (c.seeds, c.flat) for a, c in self.fixed.items() if c}),
             "teacher": self._teacher(),
+            "front": self._front(arms),
             "gates": self._gates(),
             "looks_at_test": self.ledger.looks(),
             "alpha": self.alpha,
@@ -200,7 +202,7 @@ class _Comparison:
         return correct
 
     def _differences(self, split: str = "test") -> dict[str, Difference]:
-        """Every arm, tuned or fixed, minus the tuned baseline."""
+        """Every arm, tuned or fixed, minus the tuned baseline of its size."""
         if split not in self._compared:
             self._compared[split] = self._compare(split)
         return self._compared[split]
@@ -208,10 +210,8 @@ class _Comparison:
     def _compare(self, split: str) -> dict[str, Difference]:
         found = {a: self._confirmed("tuned" if a in self.tuned else "fixed", a, split) for a in self.study.arms}
         arms = {a: c for a, c in found.items() if c is not None and self._is_whole(a, c)}
-        baseline = arms.get(BASELINE)
-        if baseline is None:
-            return {}
-        return {a: _between(c, baseline) for a, c in arms.items() if a != BASELINE}
+        against = {a: arms.get(self.study.baseline_of(a)) for a in arms if a not in self.study.baselines}
+        return {a: _between(arms[a], baseline) for a, baseline in against.items() if baseline is not None}
 
     def _is_whole(self, arm: str, confirmed: Confirmed) -> bool:
         """Whether every winner of a searched arm has its seeds: some of them say nothing of the arm."""
@@ -240,6 +240,8 @@ class _Comparison:
             "arm": arm,
             "kind": definition.kind,
             "role": definition.role,
+            "size": definition.size,
+            "baseline": self.study.baseline_of(arm),
             "published": definition.published.value if definition.published else None,
             "as_published": self._configuration(
                 self.published[arm], definition.published.config if definition.published else None
@@ -267,7 +269,7 @@ class _Comparison:
             result["best_of_epochs"] = beside.best_of_epochs(as_published.runs, metric, definition.published.value)
         if arm in differences:
             result |= self._judged(arm, differences)
-        elif arm != BASELINE:
+        elif arm not in self.study.baselines:
             self.notes.append(f"{arm}: not confirmed yet, so it has no difference and no verdict")
         return result
 
@@ -523,6 +525,15 @@ class _Comparison:
         """{teacher set: (rows,) predicted classes of the test rows}."""
         predicted = self.ledger.teacher_predictions(self.study.confirm_on, "test")
         return {k: beside.classes(said) for (k, member), said in predicted.items() if member == ENSEMBLE}
+
+    def _front(self, arms: Sequence[Json]) -> Json | None:
+        """Which size of student will do, where the study has several."""
+        if self.labels is None:
+            return None
+        said = self.ledger.teacher_predictions(self.study.confirm_on, "test")
+        teachers = {k: self._units(s[None], self.labels)[0] for (k, member), s in said.items() if member == ENSEMBLE}
+        units = {arm: (c.seeds, c.groups) for arm, c in self.tuned.items() if c is not None}
+        return front(self.study, arms, units, teachers, self.alpha)
 
     def _gates(self) -> list[Json]:
         """What every arm with a gate does with it, by segment, beside which teacher is better there."""

@@ -24,7 +24,7 @@ from search import seeds
 from search.distributions import distributions
 from search.ledger import EpochRecord, Ledger, RunRecord, TrialRecord
 from search.selection import NEVER_WINS, choose
-from spaces import A_A_CONTROL, BASELINE, Choice, Range, Space, Study, load_study
+from spaces import A_A_CONTROL, Choice, Range, Space, Study, load_study
 
 Json = dict[str, Any]
 RANDOM = "sobol"  # origin of the trials that were drawn evenly from the space, whatever had been found before
@@ -324,7 +324,7 @@ class _Insights:
         verdicts = {a["arm"]: a["verdict"] for a in self.compared["arms"]}
         found = {}
         for arm, budget in self.compared["budget"].items():
-            if arm in (BASELINE, A_A_CONTROL):
+            if arm in (*self.study.baselines, A_A_CONTROL):
                 continue
             delta = deltas[arm]
             gain = None if delta is None else delta["mean"] / POINT

@@ -50,6 +50,8 @@ def render(result: Json) -> RenderableType:
             parts.append(teacher_table(result["teacher"], unit))
     more = (gates_table(result.get("gates") or []), beside_table(result), best_of_epochs_table(result))
     parts += [table for table in more if table is not None]
+    if result["front"]:
+        parts.append(front_table(result["front"], unit))
     parts.append(budget_table(result, unit))
     parts += [Text(f"note: {note}", style="dim") for note in result["notes"]]
     return Group(*parts)
@@ -63,6 +65,11 @@ def p_value(p: float | None) -> str:
     return "-" if p is None else ("<0.001" if p < 0.001 else f"{p:.3f}")
 
 
+def baseline(result: Json) -> str:
+    """What arms are judged against, in words."""
+    return f"{result['baseline']} of its size" if result["front"] else str(result["baseline"])
+
+
 ROLES = {"student": "alone", "needs_teachers": "+ teachers", "reference": "teachers"}
 
 
@@ -73,7 +80,7 @@ def ablation_table(result: Json, unit: Unit) -> Table:
         f"{result['study']}: {result['metric']} in {unit.values}, with 95 % intervals over seeds and test rows",
         ("arm", *(["runs"] if several else []), "verdict"),
         (*(["published", "as published"] if published else []), "tuned", "n", "difference", "p (Holm)"),
-        caption=f"tuned: n seeds under the winners of independent searches; difference: to tuned {result['baseline']}, "
+        caption=f"tuned: n seeds under the winners of independent searches; difference: to tuned {baseline(result)}, "
         f"its interval corrected like p{_level(result)}"
         + ("; †: selected on contaminated validation rows" if any(map(_dagger, result["arms"])) else ""),
     )
@@ -106,7 +113,7 @@ def _level(result: Json) -> str:
 
 def _verdict(arm: Json) -> Text:
     if arm["delta_vs_baseline"] is None:
-        return Text("baseline" if arm["arm"] == "hard_labels" else "-", style="dim")
+        return Text("baseline" if arm["arm"] == arm["baseline"] else "-", style="dim")
     return Text(arm["verdict"] or "none", style=COLOURS.get(arm["verdict"] or "", "dim"))
 
 
@@ -130,7 +137,7 @@ def _sentences(result: Json, unit: Unit) -> list[Text]:
     for arm in open_arms:
         settle = arm["seeds_to_settle"]
         what = f"about {settle} seeds would settle it" if settle else "more seeds alone would not settle it"
-        lines.append(Text(f"{arm['arm']}: indistinguishable from {result['baseline']}; {what}"))
+        lines.append(Text(f"{arm['arm']}: indistinguishable from {arm['baseline']}; {what}"))
     lines += [Text(line, style="bold") for line in conclusions(result)]
     return lines
 
@@ -140,13 +147,43 @@ def _gain(mean: float, pair: Sequence[float] | None, unit: Unit) -> str:
 
 
 def conclusions(result: Json) -> list[str]:
-    """A sentence for the study's question, one for its gate, one for the best student, as far as it has them."""
+    """Sentences for the student's size, the study's question, its gate and the best student, as far as it has them."""
     unit = Unit.of(result["metric"])
     answers: dict[str, Json] = {}
     for contrast in result["contrasts"]:
         answers.setdefault(contrast["question"], contrast)
-    lines = [_whether_it_helps(answers, unit), _whether_the_gate_helps(answers, unit), _against_teachers(result, unit)]
+    smallest = result["front"]["sentence"] if result["front"] else None
+    lines = [
+        smallest,
+        _whether_it_helps(answers, unit),
+        _whether_the_gate_helps(answers, unit),
+        _against_teachers(result, unit),
+    ]
     return [line for line in lines if line]
+
+
+def front_table(front: Json, unit: Unit) -> Table:
+    """Every confirmed student that runs alone, the smallest first."""
+    measure = front["objective"][1]
+    table = new_table(
+        "how small a student may be",
+        ("arm", "size", "on the front", "stands for its size"),
+        (SIZE[measure], f"test, {unit.values}", "n", f"against its teacher, {unit.points}"),
+        caption="front: by means, none is both smaller and better; an arm stands for its size by its validation",
+    )
+    for p in front["points"]:
+        behind, own = p["behind_teacher"] or {}, p["arm"] in front["chosen"].values()
+        table.add_row(
+            p["arm"],
+            p["size"] or "as in student",
+            "yes" if p["on_front"] else "no",
+            "yes" if own else "no",
+            _count(int(p["measured"])) if measure == "params" else f"{p['measured']:.3f}",
+            f"{unit.value(p['mean'])} {unit.interval(p['ci95'])}",
+            str(p["n"]),
+            f"{unit.difference(behind.get('mean'))} {unit.interval(behind.get('ci95'), sign=True)}",
+        )
+    return table
 
 
 def _whether_it_helps(answers: Mapping[str, Json], unit: Unit) -> str | None:
@@ -246,6 +283,7 @@ BESIDE = {
     "ms_per_sample_batch_128": "ms, batch 128",
     "parameters": "parameters",
 }
+SIZE = {"params": "parameters", "latency": "ms, batch 1"}
 PERCENT = ("calibration_error", "teacher_agreement", "majority")
 
 

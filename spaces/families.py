@@ -34,6 +34,9 @@ ORDINARY: dict[str, tuple[str, ...]] = {
     "vision": ("learning_rate", "weight_decay", "batch_size", "schedule"),
     "tabular": ("learning_rate", "weight_decay", "batch_size", "dropout", "hidden"),
 }
+# Hyperparameters that make a student larger: a class of `Study.sizes` fixes them. And how a class may read.
+SIZE_HYPERPARAMETERS: dict[str, tuple[str, ...]] = {"mlp": (), "vision": (), "tabular": ("hidden",)}
+EXAMPLE_SIZE = {"mlp": "{hidden: [16]}", "vision": "{width: 8}", "tabular": "{hidden: '16'}"}
 _WEIGHTED_KD = ("temperature", "ce_weight", "kd_weight")
 _MASK = ("layers", "mask", "mask_percentile", "mask_edge")
 OF_VARIANT: dict[str, tuple[str, ...]] = {

@@ -14,9 +14,9 @@ import pydantic
 import yaml
 
 from spaces import attention_transfer, mlp_ensemble, promo_attention
-from spaces.families import KINDS, ORDINARY, TAGS, WEIGHS_TEACHERS
+from spaces.families import KINDS, ORDINARY, SIZE_HYPERPARAMETERS, TAGS, WEIGHS_TEACHERS
 from spaces.outside import FILES
-from spaces.study import A_A_CONTROL, BASELINE, Study
+from spaces.study import A_A_CONTROL, BASELINE, Study, sized
 from trainables.names import is_own, nearest
 
 BUILT_IN: dict[str, Study] = {
@@ -67,7 +67,7 @@ def load_study(name: str | Path, overrides: Iterable[str] = ()) -> Study:
             "or the path of a .yaml file"
         )
     raw = _laid_over(raw, [_assignment(assignment) for assignment in overrides])
-    return _validate(_with_fingerprint(_with_absolute_paths(raw, Path.cwd())))
+    return _validate(_with_sizes(_with_fingerprint(_with_absolute_paths(raw, Path.cwd()))))
 
 
 def adjust(
@@ -86,7 +86,8 @@ def adjust(
         if arm not in raw["arms"]:
             raise BadInput(f"unknown arm '{arm}'{nearest(arm, raw['arms'])}: {study.name} has {', '.join(raw['arms'])}")
     if arms:
-        raw = _without_arms(raw, set(raw["arms"]) - {BASELINE, A_A_CONTROL, *arms})
+        kept = {A_A_CONTROL, *study.baselines, *arms, *(sized(arm, size) for arm in arms for size in study.sizes)}
+        raw = _without_arms(raw, set(raw["arms"]) - kept)
     if trials is not None:
         if trials < 1:
             raise BadInput(f"the number of trials must be 1 or more, got {trials}")
@@ -125,7 +126,7 @@ def extended(study: Study, by: Extension) -> tuple[Study, str]:
         added.append(f"arms {', '.join(by.arms)}")
     if not added:
         raise BadInput("give what to add: --confirm-seeds +40, --seed-epochs +4000 or --arms NAME")
-    return _validate(raw), "extended by " + ", ".join(added)
+    return _validate(_with_sizes(raw)), "extended by " + ", ".join(added)
 
 
 def _more(before: int, given: str, flag: str) -> int:
@@ -309,6 +310,28 @@ def _with_fingerprint(raw: dict[str, Any]) -> dict[str, Any]:
                 raise BadInput(f"teacher.{key}: cannot read {teacher[key]}: {error.strerror}") from None
             return {**raw, "teacher": {**teacher, "sha256": digest}}
     return raw
+
+
+def _with_sizes(raw: dict[str, Any]) -> dict[str, Any]:
+    """Every searched arm once more for each of `sizes`; what is malformed is left to the validation.
+
+    The A/A control stays one: it says how far two searches of the same thing lie apart.
+    """
+    arms, sizes = raw.get("arms"), raw.get("sizes")
+    if not isinstance(arms, dict) or not isinstance(sizes, dict):
+        return raw
+    added = {}
+    for size, different in sizes.items():
+        for name, arm in arms.items():
+            searched = isinstance(arm, dict) and arm.get("space") and arm.get("size") is None and name != A_A_CONTROL
+            if searched and sized(name, size) not in arms and isinstance(different, dict):
+                fixed = {
+                    k: v for k, v in different.items() if k in SIZE_HYPERPARAMETERS.get(str(raw.get("family")), ())
+                }
+                space = {k: v for k, v in arm["space"].items() if k not in fixed}
+                own = {"size": size, "space": space, "default": {**arm["default"], **fixed}, "published": None}
+                added[sized(name, size)] = {**arm, **own}
+    return {**raw, "arms": {**arms, **added}}
 
 
 def _with_an_arm_for_each_teacher(before: dict[str, Any], raw: dict[str, Any]) -> dict[str, Any]:

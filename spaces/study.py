@@ -6,10 +6,10 @@ from YAML is checked by the same rules as one that is built in.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pydantic
 from pydantic import Field
@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from spaces.families import (
     BLENDS,
+    EXAMPLE_SIZE,
     EXAMPLES,
     FULL_BATCH,
     KINDS,
@@ -29,6 +30,7 @@ from spaces.families import (
     OF_VARIANT,
     ORDINARY,
     REFERENCES,
+    SIZE_HYPERPARAMETERS,
     WEIGHS_TEACHERS,
     Compute,
     Data,
@@ -42,11 +44,12 @@ from spaces.families import (
 )
 from spaces.outside import OutsideTeacher
 from spaces.space import STRICT, Choice, Config, Dimension, Range, Scalar, Space, TeacherRows
-from trainables.names import is_own
+from trainables.names import is_own, nearest
 
 BASELINE = "hard_labels"
 A_A_CONTROL = "hard_labels_again"
 Positive = pydantic.PositiveInt
+SizeMeasure = Literal["params", "latency"]
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -98,6 +101,7 @@ class Arm:
     teacher_rows: which row of the teacher each sample sees; `none` for variants without a teacher.
     dead_terms: terms that are known to send no gradient (as-released arms), so that the audit does not stop them.
     student: what this arm's student has different from the study's (as-released arms only: a fixed arm).
+    size: the class of `Study.sizes` that its student is of; None for the study's own student.
     """
 
     variant: Variant
@@ -107,6 +111,7 @@ class Arm:
     published: Published | None = None
     dead_terms: tuple[str, ...] = ()
     student: dict[str, Scalar] = Field(default_factory=dict)
+    size: str | None = None
     about: str = ""
 
     def __post_init__(self) -> None:
@@ -164,16 +169,23 @@ def _check_limits(variant: str, name: str, value: object) -> None:
         raise ValueError(f"{name} must be a {'whole ' if whole else ''}number from {low:g} to {high:g}, got {value!r}")
 
 
+def sized(arm: str, size: str | None) -> str:
+    """The name of the arm for students of this size."""
+    return arm if size is None else f"{arm}-{size}"
+
+
 def _metric_of(family: Family) -> str:
     return "auc" if family == "tabular" else "accuracy"
 
 
-def _refuse_unknown_fields(where: str, given: Mapping[str, object], student: Student) -> None:
+def _refuse_unknown_fields(
+    where: str, given: Mapping[str, object], student: Student, beside: Sequence[str] = ()
+) -> None:
     """Raise ValueError for a field that the study's student does not have, or a value that it cannot have."""
-    allowed = [f.name for f in fields(student)]
+    allowed = [*(f.name for f in fields(student) if f.name != "kind"), *beside]
     for name in given:
         if name not in allowed:
-            raise ValueError(f"{where}: unknown key {name}, allowed are {', '.join(allowed)}")
+            raise ValueError(f"{where}: unknown key {name}{nearest(name, allowed)}: allowed are {', '.join(allowed)}")
     type(student)(**{**asdict(student), **given})
 
 
@@ -253,6 +265,10 @@ class Study:
     margin: the smallest difference of the metric that anybody would act on.
     accept_contaminated_validation: select on validation rows that a teacher from outside may have been fitted on; every
     result says so.
+    objective: (the metric on validation, `params` or `latency`) where a study asks how small a student may be.
+    sizes: what the student of each further size has different, `{small: {hidden: [16]}}`; every searched arm is then
+    searched once more for each of them, as `kd-small`, with the same budget, and judged against `hard_labels-small`.
+    within: how far below its teacher a student may be to take its place, in the metric.
     peeks: `test` measures as-published runs at every epoch where the source reports the best of epochs on the test set;
     no verdict rests on it, and the ledger records the look.
     """
@@ -275,6 +291,9 @@ class Study:
     contrasts: tuple[tuple[str, str, str], ...] = ()
     claims: tuple[Claim, ...] = ()
     effects: tuple[Effect, ...] = ()
+    objective: tuple[str, SizeMeasure] | None = None
+    sizes: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    within: float = Field(default=0.005, gt=0)
     views: Views = Field(default_factory=Views)
     compute: Compute = Field(default_factory=Compute)
     peeks: Literal["test", "none"] = "test"
@@ -292,6 +311,7 @@ class Study:
                 raise ValueError(f"every study searches the arm {needed}, and this one does not")
         if (self.metric == "auc") != (self.family == "tabular"):
             raise ValueError(f"metric of the family {self.family} must be {_metric_of(self.family)}, got {self.metric}")
+        self._check_sizes()
         self._check_shared_spaces()
         for name, arm in self.arms.items():
             self._check_arm(name, arm)
@@ -313,14 +333,46 @@ class Study:
                 if name not in self.arms or self.arms[name].kind != "fixed":
                     raise ValueError(f"effect {effect.name} combines fixed arms, and {name} is none")
 
-        for budget in (self.budget, self.quick):
+        for which, budget in {"budget": self.budget, "quick": self.quick}.items():
             if budget.patience is not None and self.family != "tabular":
-                raise ValueError(f"budget.patience={budget.patience}: only the family tabular stops early")
+                raise ValueError(f"{which}.patience={budget.patience}: only the family tabular stops early")
             if budget.confirm_seeds < self.least_confirm_seeds:
                 raise ValueError(
-                    f"confirm_seeds={budget.confirm_seeds} cannot decide between {len(self.arms)} arms: the smallest "
+                    f"{which}.confirm_seeds={budget.confirm_seeds} cannot decide between {len(self.arms)} arms: the smallest "
                     f"p of an exact test is 2^(1-n), so at least {self.least_confirm_seeds} seeds are needed"
                 )
+
+    def _check_sizes(self) -> None:
+        """Each class of students is of its own, and none is judged without a baseline of its size."""
+        if bool(self.sizes) != (self.objective is not None):
+            given, lacking = ("objective", "sizes") if self.objective else ("sizes", "objective")
+            example = f"objective: [{self.val_metric}, params] with sizes: {{small: {EXAMPLE_SIZE[self.family]}}}"
+            raise ValueError(
+                f"{given} is given without {lacking}: a choice of student size needs both, such as {example}"
+            )
+        if self.objective is None:
+            return
+        if self.objective[0] != self.val_metric:
+            raise ValueError(f"objective must begin with {self.val_metric}, got {self.objective[0]}")
+        seen: dict[str, str] = {}
+        for name, different in {"": {}, **self.sizes}.items():
+            if name and not re.fullmatch(r"[A-Za-z0-9_]+", name):
+                raise ValueError(f"sizes: a name must be letters, digits and _, got {name!r}")
+            if name and not different:
+                raise ValueError(f"sizes.{name} is empty: say what its student has different")
+            fixed = {k: v for k, v in different.items() if k in SIZE_HYPERPARAMETERS[self.family]}
+            own = {k: v for k, v in different.items() if k not in fixed}
+            _refuse_unknown_fields(f"sizes.{name}", own, self.student, SIZE_HYPERPARAMETERS[self.family])
+            made = repr((type(self.student)(**{**asdict(self.student), **own}), fixed))
+            if made in seen:
+                raise ValueError(f"sizes.{name} is the same student as {seen[made] or 'that of the study'}")
+            seen[made] = f"sizes.{name}" if name else ""
+        for name, arm in self.arms.items():
+            if arm.size is not None and (arm.size not in self.sizes or arm.kind != "searched"):
+                raise ValueError(f"arms.{name}.size={arm.size}: a searched arm may be of {', '.join(self.sizes)}")
+        for needed in self.baselines:
+            if needed not in self.arms:
+                raise ValueError(f"a student of every size needs a baseline of its size, and there is no arm {needed}")
 
     def _check_shared_spaces(self) -> None:
         shared: dict[str, tuple[str, Dimension]] = {}
@@ -415,7 +467,16 @@ class Study:
     @property
     def candidates(self) -> list[str]:
         """The searched arms whose difference from the baseline is judged: the first family of tests."""
-        return [name for name in self.searched if name not in (BASELINE, A_A_CONTROL)]
+        return [name for name in self.searched if name not in (*self.baselines, A_A_CONTROL)]
+
+    def baseline_of(self, arm: str) -> str:
+        """The tuned arm without a teacher that this one is judged against: of students of the same size."""
+        return sized(BASELINE, self.arms[arm].size)
+
+    @property
+    def baselines(self) -> list[str]:
+        """The tuned baseline of the study's own student, then that of every other size."""
+        return [sized(BASELINE, size) for size in (None, *self.sizes)]
 
     @property
     def fixed(self) -> list[str]:
@@ -434,8 +495,11 @@ class Study:
         return in_sample or self.arms[arm].teacher_rows == "in_sample"
 
     def student_of(self, arm: str) -> dict[str, object]:
-        """What the arm's student is: the study's, with what an as-released arm has different."""
-        return {**asdict(self.student), **self.arms[arm].student}
+        """What the arm's student is: the study's, with what its size or an as-released arm has different."""
+        size = self.arms[arm].size
+        own = {} if size is None else self.sizes[size]
+        different = {k: v for k, v in own.items() if k not in SIZE_HYPERPARAMETERS[self.family]}
+        return asdict(type(self.student)(**{**asdict(self.student), **different, **self.arms[arm].student}))
 
     @property
     def val_metric(self) -> str:

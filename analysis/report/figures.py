@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analysis.report.parts import Figure, Json, Table, label, rounded
-from analysis.tables import p_value
+from analysis.tables import SIZE, p_value
 from analysis.units import Unit
 from spaces import BASELINE
 
@@ -400,3 +400,47 @@ def latency(result: Json, unit: Unit, lines: Mapping[str, Json]) -> Figure | Non
     table = Table(("arm", "ms a sample, batch 1", result["metric"]), rows)
     layout = _lines(data, "ms a sample, batch of 1", f"{result['metric']}, {unit.values}", log=True)
     return Figure("latency-quality", "Quality against latency", data, layout, table, "", 340)
+
+
+def front(result: Json, unit: Unit) -> Figure | None:
+    """What every student reaches against its size; on the front are those that none beats at their size or below."""
+    if not result["front"] or not result["front"]["points"]:
+        return None
+    points, measure = result["front"]["points"], SIZE[result["front"]["objective"][1]]
+    best = [p for p in points if p["on_front"]]
+    line: Json = {"type": "scatter", "mode": "lines", "name": "front"}
+    line |= {"line": {"shape": "hv", "color": GREY, "dash": "dot"}}
+    line |= {"x": [rounded(p["measured"]) for p in best], "y": [unit.scale * p["mean"] for p in best]}
+    data: list[Json] = [line]
+    for own, name in ((True, "chosen on validation for its size"), (False, "other students")):
+        shown = [p for p in points if (p["arm"] in result["front"]["chosen"].values()) is own]
+        if shown:
+            data.append({**_upright(shown, unit), "name": name})
+            data[-1]["marker"] = {"size": 11 if own else 7, "color": PALETTE[0] if own else PALETTE[1]}
+    rows = [
+        (p["arm"], f"{p['measured']:,.4g}", unit.value(p["mean"]), unit.interval(p["ci95"]) or "-", _yes(p in best))
+        for p in points
+    ]
+    table = Table(("arm", measure, result["metric"], "95 %", "on the front"), rows)
+    layout = _lines(data, measure, f"{result['metric']}, {unit.values}", log=True)
+    return Figure("size-front", "Quality against size", data, layout, table, result["front"]["sentence"], 360)
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _upright(points: Sequence[Json], unit: Unit) -> Json:
+    """Dots over sizes, with their intervals."""
+    bars = [p["ci95"] or [p["mean"], p["mean"]] for p in points]
+    up = [unit.scale * (bar[1] - p["mean"]) for p, bar in zip(points, bars, strict=True)]
+    down = [unit.scale * (p["mean"] - bar[0]) for p, bar in zip(points, bars, strict=True)]
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [rounded(p["measured"]) for p in points],
+        "y": [unit.scale * p["mean"] for p in points],
+        "text": [label(p["arm"]) for p in points],
+        "error_y": {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": 1.5, "width": 4},
+        "hovertemplate": f"%{{text}}<br>%{{x:,}}: %{{y:.{unit.digits}f}}<extra></extra>",
+    }

@@ -150,7 +150,7 @@ def headline(result: Json, unit: Unit) -> list[str]:
         own = sorted((a for a in judged if a["verdict"] == verdict), key=lambda a: -a["delta_vs_baseline"]["mean"])
         if own:
             named = "; ".join(f"{a['arm']} {_gain(a, unit)}{_settle(a)}" for a in own)
-            lines.append(f"{said} tuned {result['baseline']}, in {unit.points}: {named}.")
+            lines.append(f"{said} tuned {tables.baseline(result)}, in {unit.points}: {named}.")
     silent = [a["arm"] for a in judged if a["verdict"] is None]
     if silent:
         lines.append(f"Without a verdict: {_listed(silent)}. The notes say why.")
@@ -204,6 +204,12 @@ def _sections(read: _Read, run: Path) -> list[Section]:
                 *([from_rich(tables.effects_table(result["effects"], unit))] if effects else []),
                 *([_power(found["power"], unit)] if found["power"] else []),
             ],
+        ),
+        Section(
+            "sizes",
+            "How small a student may be",
+            figures=[f for f in (figures.front(result, unit),) if f],
+            tables=[from_rich(tables.front_table(result["front"], unit))] if result["front"] else [],
         ),
         Section("gates", "The gate by segment", tables=_some(tables.gates_table(result.get("gates") or []))),
         Section("maps", "Where they look", gallery=gallery(run)),

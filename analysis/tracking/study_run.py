@@ -19,6 +19,7 @@ from spaces import BadInput, load_study
 Json = dict[str, Any]
 JUDGED = ["delta", "delta_low", "delta_high", "p_adjusted", "verdict"]
 ABLATION = ["arm", "kind", "published", *("as_published" + part for part in ("", "_low", "_high", "_n"))]
+SIZES = ["arm", "size", "measured", "tuned", "low", "high", "on_front", "behind_teacher", "behind_low", "behind_high"]
 ABLATION += [*("tuned" + part for part in ("", "_low", "_high", "_n")), *JUDGED]
 
 
@@ -59,6 +60,8 @@ def of_sweep(contents: Contents, ledger: Ledger, run: Path, result: Json, words:
         "reevaluation": (["arm", "subsearch", "trial", "seed", study.val_metric], again),
         "verdicts": (["sentence"], [[line] for line in [*words, *result["notes"]]]),
     }
+    if result["front"]:
+        tables["sizes"] = (SIZES, [_size(point) for point in result["front"]["points"]])
     files = {"study.yaml": run / "study.yaml"}
     return Content(
         id=contents.id(STUDY),
@@ -120,6 +123,12 @@ def _ablation(arm: Json) -> list[Any]:
     published, tuned, delta = (_interval(arm.get(k) or {}) for k in ("as_published", "tuned", "delta_vs_baseline"))
     about = [arm["arm"], arm["kind"], arm["published"]]
     return [*about, *published, *tuned, *delta, arm.get("verdict")]
+
+
+def _size(point: Json) -> list[Any]:
+    behind = point["behind_teacher"] or {}
+    about = [point["arm"], point["size"], point["measured"], point["mean"], *(point["ci95"] or (None, None))]
+    return [*about, point["on_front"], behind.get("mean"), *(behind.get("ci95") or (None, None))]
 
 
 def _interval(told: Json) -> list[Any]:

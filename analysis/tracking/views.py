@@ -13,6 +13,7 @@ from typing import Any
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
+from analysis.front import MEASURE
 from analysis.tracking.contents import CONFIRM, PUBLISHED, SEARCH, Contents
 from analysis.tracking.folders import FOLDER, REPORT, SAVED_VIEWS, WORKSPACE
 from analysis.units import Unit
@@ -146,7 +147,12 @@ def _ablation(study: Study) -> list[Any]:
         layout=_place(0),
     )
     nll = wr.BarPlot(title="test_nll", metrics=[wr.SummaryMetric("test_nll")], groupby="group", layout=_place(1))
-    return [bars, nll]
+    panels = [bars, nll]
+    if study.objective is not None:
+        measure = MEASURE[study.objective[1]]
+        axes = {"x": wr.SummaryMetric(measure), "y": wr.SummaryMetric(test), "log_x": True}
+        panels.append(wr.ScatterPlot(title=f"{test} against {measure}", **axes, layout=_place(2)))
+    return panels
 
 
 def _curves(study: Study) -> list[Any]:
