@@ -338,8 +338,8 @@ class Study:
                 raise ValueError(f"{which}.patience={budget.patience}: only the family tabular stops early")
             if budget.confirm_seeds < self.least_confirm_seeds:
                 raise ValueError(
-                    f"{which}.confirm_seeds={budget.confirm_seeds} cannot decide between {len(self.arms)} arms: the smallest "
-                    f"p of an exact test is 2^(1-n), so at least {self.least_confirm_seeds} seeds are needed"
+                    f"{which}.confirm_seeds={budget.confirm_seeds} cannot decide between {len(self.arms)} arms: the "
+                    f"smallest p of an exact test is 2^(1-n), so at least {self.least_confirm_seeds} seeds are needed"
                 )
 
     def _check_sizes(self) -> None:
