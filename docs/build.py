@@ -108,7 +108,8 @@ def _type(of: Schema) -> str:
         items = of.get("items") or {"anyOf": of.get("prefixItems", [])}
         return f"list of {_type(items)}"
     if of.get("type") == "object":
-        return f"mapping of names to {_type(of.get('additionalProperties') or {})}"
+        values = of.get("additionalProperties")
+        return f"mapping of names to {_type(values if isinstance(values, dict) else {})}"
     limits = [f"{sign} {of[name]:g}" for name, sign in LIMITS.items() if name in of]
     return " ".join([str(of.get("type", "anything")), *limits])
 

@@ -354,6 +354,10 @@ class Study:
             return
         if self.objective[0] != self.val_metric:
             raise ValueError(f"objective must begin with {self.val_metric}, got {self.objective[0]}")
+        if self.objective[1] == "latency" and self.family == "mlp":
+            raise ValueError(
+                "objective: latency is measured of images' and tables' students; for the family mlp use params"
+            )
         seen: dict[str, str] = {}
         for name, different in {"": {}, **self.sizes}.items():
             if name and not re.fullmatch(r"[A-Za-z0-9_]+", name):

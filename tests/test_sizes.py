@@ -80,6 +80,7 @@ def test_a_size_of_a_table_fixes_the_widths_that_others_search(tmp_path):
         ({"objective": None}, ["sizes is given without objective", "objective: [val_accuracy, params]"]),
         ({"sizes": {}}, ["objective is given without sizes", "hidden: [16]"]),
         ({"objective": ["val_auc", "params"]}, ["objective must begin with val_accuracy", "val_auc"]),
+        ({"objective": ["val_accuracy", "latency"]}, ["latency", "for the family mlp use params"]),
         ({"objective": ["val_accuracy", "flops"]}, ["flops", "params", "latency"]),
         ({"sizes": {"mini": {"hiden": [2]}}}, ["sizes.mini", "hiden", "did you mean 'hidden'?"]),
         ({"sizes": {"mini": {"hidden": [8]}}}, ["sizes.mini", "the same student as that of the study"]),
@@ -88,7 +89,6 @@ def test_a_size_of_a_table_fixes_the_widths_that_others_search(tmp_path):
         ({"sizes": {"mini": {}}}, ["sizes.mini is empty"]),
         ({"within": 0}, ["within", "greater than 0"]),
     ],
-    ids=lambda value: None if isinstance(value, list) else "-".join(value),
 )
 def test_a_choice_of_size_that_cannot_be_is_refused(tmp_path, changes, words):
     with pytest.raises(BadInput) as refused:

@@ -202,7 +202,7 @@ TABLES = load_study("promo-attention")
         ("arms.kd.default.batch_size=full", ["arms.kd", "full"]),
         ("metric=auc", ["metric", "family mlp must be accuracy", "auc"]),
         ("budget.patience=10", ["budget.patience=10", "only the family tabular stops early"]),
-        ("quick.patience=3", ["budget.patience=3", "only the family tabular"]),
+        ("quick.patience=3", ["quick.patience=3", "only the family tabular"]),
         ("arms.kd.variant=kd_uniform", ["arms.kd.variant", "family mlp", "half_ce", "got kd_uniform"]),
         ("arms.kd.variant=one_teacher", ["arms.kd", "one_teacher"]),
         ("teacher={kind: table_models}", ["teacher.kind", "'table_models'", "'mlp_ensemble'"]),
