@@ -280,6 +280,7 @@ Address = Annotated[
 ]
 MaxConcurrent = Annotated[int | None, typer.Option(help="Trials at once [default: as many as fit].")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what Ray and the workers say.")]
 
 
 @app.command()
@@ -362,7 +363,7 @@ def sweep_command(
     quick: Annotated[bool, typer.Option("--quick", help="A small budget for a first look.")] = False,
     as_json: AsJson = False,
     epoch_timeout: Annotated[float, typer.Option(help="Seconds after which an epoch counts as hanging.")] = 3600.0,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what Ray and the workers say.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Search every arm with one budget, confirm the best, compare.
 
@@ -441,6 +442,7 @@ def resume(
     max_concurrent: MaxConcurrent = None,
     force: Force = False,
     wandb: Wandb = None,
+    verbose: Verbose = False,
     as_json: AsJson = False,
 ) -> None:
     """Go on with a sweep that was stopped, from its ledger.
@@ -457,7 +459,7 @@ def resume(
     from search.sweep import resume as go_on
     from spaces import BadInput
 
-    progress, given = Progress(), _given(address, max_concurrent)
+    progress, given = Progress(), _given(address, max_concurrent, verbose)
     folder = Path(run)
     if _is_elsewhere(run):
         folder = _fetched(run, out, progress.say)
@@ -494,9 +496,9 @@ def _fetched(uri: str, out: Path | None, say: Callable[[str], None]) -> Path:
     return folder
 
 
-def _given(address: str | None, max_concurrent: int | None) -> dict[str, Any]:
+def _given(address: str | None, max_concurrent: int | None, verbose: bool) -> dict[str, Any]:
     """Of the options of a sweep those that are other than when it began."""
-    options = {"address": address, "max_concurrent": max_concurrent}
+    options = {"address": address, "max_concurrent": max_concurrent, "verbose": verbose or None}
     return {name: value for name, value in options.items() if value is not None}
 
 
@@ -532,6 +534,7 @@ def extend(
     max_concurrent: MaxConcurrent = None,
     force: Force = False,
     wandb: Wandb = None,
+    verbose: Verbose = False,
     as_json: AsJson = False,
 ) -> None:
     """Give a sweep more confirmation seeds, budget or arms.
@@ -552,7 +555,10 @@ def extend(
 
     added, progress = tuple(a for a in (arms or "").split(",") if a), Progress()
     with _leaving(run), tracking.following(run, tracking.chosen_mode(wandb), progress.say) as no_more_comes:
-        extension, given = Extension(confirm_seeds, seed_epochs, added, source), _given(address, max_concurrent)
+        extension, given = (
+            Extension(confirm_seeds, seed_epochs, added, source),
+            _given(address, max_concurrent, verbose),
+        )
         give_more(run, extension, progress, force, given)
         no_more_comes()
         _write_report(opened, progress.say)
@@ -836,7 +842,7 @@ def _finish(run: Run, as_json: bool) -> None:
     from analysis import answer
     from analysis.tables import show, wide_console
 
-    show(result)
+    show(result, but=answer.answer(result))
     wide_console().print(answer.render(result, run.path), highlight=False, soft_wrap=True)
 
 

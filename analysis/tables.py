@@ -18,9 +18,9 @@ WIDTH = 170  # of tables that go to a file or a pipe
 ALPHA = 0.05  # as in analysis.looks, whose import of scipy a list of studies need not wait for
 
 
-def show(result: Json, console: Console | None = None) -> None:
-    """Print the whole comparison."""
-    (console or wide_console()).print(render(result), highlight=False)
+def show(result: Json, console: Console | None = None, but: Sequence[str] = ()) -> None:
+    """Print the whole comparison, but for conclusions that are said elsewhere."""
+    (console or wide_console()).print(render(result, but), highlight=False)
 
 
 def wide_console() -> Console:
@@ -37,9 +37,9 @@ def new_table(title: str, left: Sequence[str], right: Sequence[str] = (), captio
     return table
 
 
-def render(result: Json) -> RenderableType:
+def render(result: Json, but: Sequence[str] = ()) -> RenderableType:
     unit = Unit.of(result["metric"])
-    parts: list[RenderableType] = [ablation_table(result, unit), *_sentences(result, unit)]
+    parts: list[RenderableType] = [ablation_table(result, unit), *_sentences(result, unit, but)]
     if result["contrasts"]:
         parts.append(contrasts_table(result, unit))
     if any(effect["mean"] is not None for effect in result["effects"]):
@@ -117,8 +117,8 @@ def _verdict(arm: Json) -> Text:
     return Text(arm["verdict"] or "none", style=COLOURS.get(arm["verdict"] or "", "dim"))
 
 
-def _sentences(result: Json, unit: Unit) -> list[Text]:
-    """The claims in plain words, then the sentences that the study was made for."""
+def _sentences(result: Json, unit: Unit, but: Sequence[str]) -> list[Text]:
+    """The claims in plain words, then the sentences that the study was made for, without those of `but`."""
     lines = []
     for claim in result["published_claims"]:
         measured = "not measured yet"
@@ -138,7 +138,7 @@ def _sentences(result: Json, unit: Unit) -> list[Text]:
         settle = arm["seeds_to_settle"]
         what = f"about {settle} seeds would settle it" if settle else "more seeds alone would not settle it"
         lines.append(Text(f"{arm['arm']}: indistinguishable from {arm['baseline']}; {what}"))
-    lines += [Text(line, style="bold") for line in conclusions(result)]
+    lines += [Text(line, style="bold") for line in conclusions(result) if line not in but]
     return lines
 
 

@@ -89,6 +89,15 @@ def finished(tmp_path_factory):
     return out, done
 
 
+def test_nothing_but_distune_speaks_and_it_ends_with_what_to_type_next(finished):
+    out, done = finished
+    own = ("data and teachers: ", "search: ", "re-evaluation: ", "confirmation: ", "report: ")
+    assert [line for line in done.stderr.splitlines() if not line.startswith(own)] == []
+    _, _, commands = done.stdout.rpartition("\nnext:\n")
+    assert "distune compare run" in commands
+    assert f"{out.name}/report.html" in commands
+
+
 def test_a_sweep_prints_the_table_and_compare_gives_the_contract(finished):
     out, done = finished
     for words in ("hard_labels", "label_smoothing", "kd_shuffled", "(A/A)", "published claim", "compression"):
