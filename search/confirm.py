@@ -9,6 +9,7 @@ import itertools
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from safetensors.torch import save
 
 from search import families, prepare, records, seeds
 from search.cluster import placement
+from search.disk import what_is_full
 from search.ledger import ENSEMBLE, Ledger
 from search.options import Options
 from search.payload import TRAIN, Payload, load_trainable, threads, trial_config
@@ -282,15 +284,17 @@ def _run(
         return train_to_end.options(**_resources(options, alone)).remote(job, payload, parcels, rows, keeping)
 
     tasks = {begin(job): job for job in jobs}
-    again: set[int] = set()
+    again: Counter[int] = Counter()
 
     def once_more(task: Any, error: RayTaskError) -> Any:
-        """A pack that ran out of memory beside others has a GPU to itself."""
+        """A pack that ran out of memory beside others has a GPU to itself; one that met a full node goes elsewhere."""
         job = tasks[task]
-        if not 0 < options.gpus_per_trial < 1 or not is_out_of_memory(str(error)) or id(job) in again:
+        alone = 0 < options.gpus_per_trial < 1 and is_out_of_memory(str(error))
+        full = options.address is not None and what_is_full(error, run) is not None
+        if again[id(job)] >= (1 if alone else options.attempts if full else 0):
             return None
-        again.add(id(job))
-        task = begin(job, alone=True)
+        again[id(job)] += 1
+        task = begin(job, alone)
         tasks[task] = job
         return task
 

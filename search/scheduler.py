@@ -35,6 +35,7 @@ class ArmScheduler(FIFOScheduler):
         super().__init__()
         self._state, self._run, self._place, self._options, self._say = state, run, place, options, say
         self._largest = 0.0  # bytes of a GPU that a trial has taken, of those that have been spoken of
+        self._full: set[str] = set()  # what has been said of full disks
         self._ray_trials: dict[str, Any] = {}  # by our name, for the trials that are live
 
     def __getstate__(self) -> dict[str, Any]:
@@ -83,8 +84,11 @@ class ArmScheduler(FIFOScheduler):
         if name in self._state.live:
             error = _error_of(trial)
             if full := what_is_full(error, self._run):
-                if self._options.address:  # other nodes have other disks
-                    self._state.crash(name, full, own_fault=False)
+                if self._options.address:
+                    if full not in self._full:
+                        self._full.add(full)
+                        self._say(f"warning: a node's disk is full: {full}")
+                    self._state.no_room(name, full)
                 else:
                     self._state.give_up(name, full)
                 return

@@ -182,6 +182,13 @@ class SearchState:
             del self.live[trial]
             self.waiting.append(live)
 
+    def no_room(self, trial: str, why: str) -> None:
+        """A node's disk is full: other nodes have other disks, and where none has room nothing can go on."""
+        if self.live[trial].attempts < self._attempts:
+            self.crash(trial, why, own_fault=False)
+        else:
+            self.give_up(trial, why)
+
     @contextlib.contextmanager
     def _stopping_if_unwritable(self) -> Iterator[None]:
         """What cannot be entered in the ledger has not happened: the search stops, and a resumed one goes on there."""

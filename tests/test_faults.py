@@ -530,6 +530,26 @@ def test_a_full_disk_stops_search_and_confirmation_and_nothing_that_was_finished
     assert confirmed_in(out)[: len(confirmed)] == confirmed
 
 
+def test_on_a_cluster_a_trial_that_met_a_full_disk_goes_elsewhere_until_no_node_has_room(tmp_path):
+    cause = OSError(errno.ENOSPC, "No space left on device", "/on/that/node")
+    error = tmp_path / "error.pkl"
+    error.write_bytes(cloudpickle.dumps(RayTaskError("run_trial", "a long traceback", cause)))
+    study, said = small_study(), []
+    with new_run(tmp_path, study) as ledger:
+        state, options = SearchState(study, ledger, seed=0, attempts=3), Options(address="auto")
+        scheduler = ArmScheduler(state, tmp_path, Storage(tmp_path), options, said.append)
+        for attempt in (1, 2, 3):
+            live = state.next_trial()
+            assert (live.record.trial, live.attempts) == ("hard_labels-00000", attempt)
+            failed = SimpleNamespace(config={"trial": live.record.trial}, pickled_error_file=str(error))
+            scheduler.on_trial_error(None, failed)
+            assert state.stopping is (attempt == 3)
+        assert "/on/that/node cannot be written" in state.failure
+        assert ledger.ends() == {}
+    assert len(said) == 1
+    assert "a node's disk is full: /on/that/node" in said[0]
+
+
 def test_a_trial_that_met_a_full_disk_has_not_crashed_and_is_taken_up_again(tmp_path):
     cause = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / HUNG))
     error = tmp_path / "error.pkl"

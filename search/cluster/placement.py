@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,10 +14,12 @@ import ray
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from search.disk import FULL
 from spaces import Study
 from trainables import by_path
 from trainables.cache import cache_folder
 
+ROOM_S = 60.0  # for somebody to make room on a full disk
 Files = Mapping[str, NDArray[np.uint8]]  # {path in the cache: content}
 
 
@@ -68,11 +71,24 @@ def place(parcels: Sequence[Parcel | Code]) -> None:
             continue
         if all((root / folder).is_dir() for folder in parcel.folders):
             continue
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / "placing.lock"):
-            missing = [folder for folder in parcel.folders if not (root / folder).is_dir()]
-            if missing:
-                _unpack(ray.get(parcel.files), missing, root)
+        _with_patience(parcel, root)
+
+
+def _with_patience(parcel: Parcel, root: Path) -> None:
+    """Unpack what is missing. A full disk is waited for, or its node would be free at once for the next trial."""
+    until = time.monotonic() + ROOM_S
+    while True:
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            with FileLock(root / "placing.lock"):
+                missing = [folder for folder in parcel.folders if not (root / folder).is_dir()]
+                if missing:
+                    _unpack(ray.get(parcel.files), missing, root)
+            return
+        except OSError as error:
+            if error.errno not in FULL or time.monotonic() > until:
+                raise
+        time.sleep(ROOM_S / 12)
 
 
 def _unpack(files: Files, folders: Sequence[str], root: Path) -> None:
@@ -85,7 +101,7 @@ def _unpack(files: Files, folders: Sequence[str], root: Path) -> None:
                 if name.startswith(f"{folder}/"):
                     path = new / name.removeprefix(f"{folder}/")
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    content.tofile(path)
+                    path.write_bytes(content.data)  # numpy's tofile does not say that a disk is full
             os.rename(new, target)
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
