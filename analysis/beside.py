@@ -127,7 +127,7 @@ def effects(asked: Sequence[Effect], correct: Mapping[str, tuple[list[int], NDAr
 def best_of_epochs(runs: Sequence[RunRecord], metric: str, published: float) -> Json | None:
     """Our best epoch on the test set, as the source reports its own, and where one more seed would lie.
 
-    For this comparison alone: never for a verdict on arms (METHOD.md, `Published.statistic`).
+    For this comparison alone: never for a verdict on arms.
     """
     values = [r.metrics[metric] for r in runs if r.metrics.get(metric) is not None]
     if not values:

@@ -1,6 +1,6 @@
 """From a ledger to the answer: every arm's interval and verdict, every published claim's, and what they rest on.
 
-The rules are METHOD.md's: tuned arms are compared by the means of their sub-searches' winners, since tuning is random
+Tuned arms are compared by the means of their sub-searches' winners (docs/statistics.md), since tuning is random
 too; published configurations are paired by seed; test rows count as a sample in both. Families are corrected by Holm,
 and each verdict is read off the interval that the correction leaves.
 """
@@ -43,7 +43,7 @@ from spaces import A_A_CONTROL, BASELINE, Study, is_at_limit, load_study
 Units = NDArray[np.float64]
 Json = dict[str, Any]
 BEST_OF_EPOCHS = "max_over_epochs_on_test"
-LEAST_OF_A_SHIFT = 200  # test rows of each class (METHOD, "Tables")
+LEAST_OF_A_SHIFT = 200  # test rows of each class
 STARVED = 1e-4  # as in trainables.audit, which this layer does not import: it would take seconds
 
 
@@ -64,7 +64,7 @@ class Confirmed:
 
 
 def compare(run: Path) -> Json:
-    """The comparison of one run folder as JSON-like data: the contract is in DESIGN.md, keys beyond it are ours."""
+    """The comparison of one run folder as JSON-like data: its keys are in docs/reference/compare-json.md."""
     with Ledger.open(run) as ledger:
         return _Comparison(load_study(run / "study.yaml"), ledger).result()
 

@@ -81,7 +81,7 @@ def budget_grid(n: int, most: int = GRID) -> npt.NDArray[np.int64]:
 def gain_of_doubling(values: npt.ArrayLike) -> float | None:
     """Expected best of all N `values` (N,) minus that of half of them: what the second half of a budget bought.
 
-    None for fewer than 4 values. Below the margin the search is called saturated (METHOD, "Search").
+    None for fewer than 4 values. Below the margin the search is called saturated.
     """
     n = np.asarray(values).size
     if n < 4:

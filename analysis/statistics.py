@@ -1,4 +1,4 @@
-"""Intervals, tests and verdicts: METHOD.md on means, differences and published claims, as pure functions.
+"""Intervals, tests and verdicts of means, differences and published claims, as pure functions (docs/statistics.md).
 
 Shapes: S seeds, N test rows, G winners of an arm's independent sub-searches, C_g confirmation seeds of winner g.
 `correct` is 1 where a student labels a row rightly and 0 where not; any per-row score works the same way, and AUC does
@@ -59,7 +59,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """One difference, twice: `total` (METHOD's ci95) counts rows as a sample, `without_rows` (ci95_seeds) does not."""
+    """One difference, twice: `total` (ci95) counts rows as a sample, `without_rows` (ci95_seeds) does not."""
 
     total: Spread
     without_rows: Spread
@@ -99,7 +99,7 @@ def over_seeds_and_rows(d: npt.ArrayLike) -> Spread:
     means b (both centred) and residual e: V_S = Σa²/(S(S-1)), V_R = Σb²/(N(N-1)), V_SR = Σe²/((S-1)(N-1)SN),
     V = max(V_S, V_S + V_R - V_SR), df = V²/(V_S²/(S-1) + V_R²/(N-1)).
     One seed gives an undefined interval. Raises ValueError for fewer than 2 rows or non-finite entries.
-    Source: METHOD.md, "ci95": the two-way random-effects mean with the method-of-moments components (Searle,
+    Source: the two-way random-effects mean with the method-of-moments components (Searle,
     Casella & McCulloch, Variance Components, 1992, ch. 4) and Satterthwaite's df.
     """
     matrix = _matrix(d, "d")
@@ -129,7 +129,7 @@ def between_arms(groups_a: Sequence[npt.ArrayLike], groups_b: Sequence[npt.Array
     One winner in both arms: `paired` over their common seeds (equal numbers required), which compares two
     configurations and says nothing of tuning. One winner in one arm only (a fixed arm, say): its seeds are its units.
     Raises ValueError for no group, differing N, fewer than 2 rows or non-finite entries.
-    Source: METHOD.md, "Tuning is random"; Welch, Biometrika 34 (1947).
+    Source: Welch, Biometrika 34 (1947).
     """
     if len(groups_a) == 1 and len(groups_b) == 1:
         return paired(groups_a[0], groups_b[0])
@@ -291,7 +291,6 @@ def arm_verdict(
     worse: the mirror image; equivalent: the interval at 1 - 2 alpha (two one-sided tests) within the margin, or
     within `equivalence_margin` if that is given: noise that widens the one is no reason to call more things equal;
     else, and with one unit, indistinguishable. Raises ValueError for a negative margin or a level outside (0, 1).
-    Source: DESIGN.md, "Arm verdict".
     """
     if not margin >= 0:
         raise ValueError(f"margin must be 0 or more, got {margin:g}")
@@ -313,7 +312,6 @@ def claim_verdict(published_gain: float, low: float | None, high: float | None) 
     reversed: high < 0; replicates: low >= D/2; smaller: 0 < low < D/2 and high < D; not distinguishable from noise:
     low <= 0 and high < D/2; else, and without an interval, inconclusive.
     Raises ValueError if D is 0 (it claims no direction, so nothing can be reversed) or low > high.
-    Source: DESIGN.md, "Claim verdict".
     """
     if published_gain == 0 or not math.isfinite(published_gain):
         raise ValueError(f"a claim needs a published gain other than 0, got {published_gain:g}")
@@ -399,7 +397,7 @@ def _crossed(units: Spread, by_row: Array, v_interaction: float) -> Spread:
     v_rows = _variance_of_mean(by_row)
     variance = max(units.variance, units.variance + v_rows - v_interaction)
     if v_interaction > 0 and variance <= ROUNDING * v_interaction:
-        # Units that tie in their totals but not row by row are no evidence of certainty: METHOD's V would be 0.
+        # Units that tie in their totals but not row by row are no evidence of certainty: the crossed V would be 0.
         return Spread(units.mean, v_interaction, units.df, units.n)
     if variance == 0:
         return units

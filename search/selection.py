@@ -1,6 +1,6 @@
 """Which trial an arm goes to confirmation with. Pure functions of the ledger: an interrupted sweep is judged the same.
 
-The rule (DESIGN, "Selection"; METHOD, "Search"): of every arm only what it had reported by the spend of the poorest
+The rule: of every arm only what it had reported by the spend of the poorest
 arm, B*; in each sub-search the highest rung that at least three trials reached; there the best seed means. The best of
 them are re-evaluated under fresh seeds, and of those the mean over all seeds decides, the search's and the fresh ones:
 with few fresh seeds, they alone choose worse (`python -m tests.benchmarks.search_quality`: regret of the deployed

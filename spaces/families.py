@@ -63,7 +63,7 @@ OF_VARIANT: dict[str, tuple[str, ...]] = {
     "logistic_stack": (),
 }
 REFERENCES = ("one_teacher", "uniform_mix", "logistic_stack")  # no student is trained, so the ordinary ones are absent
-# Variants whose prediction needs the teachers, too: what they gain is not a student's alone (METHOD, "Tables").
+# Variants whose prediction needs the teachers, too: what they gain is not a student's alone.
 BLENDS = ("attention_blend", "uniform_blend", "global_gate_blend", "as_printed")
 # Variants that weigh one teacher against another, and with one teacher say nothing.
 WEIGHS_TEACHERS = (

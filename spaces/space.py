@@ -9,7 +9,7 @@ from pydantic.dataclasses import dataclass
 
 STRICT = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
 Scalar = bool | int | float | str
-EDGE = 0.05  # a tuned value this close to a bound, as a share of the range, is flagged `at edge` (METHOD)
+EDGE = 0.05  # a tuned value this close to a bound, as a share of the range, is flagged `at edge`
 
 
 @dataclass(frozen=True, config=STRICT)

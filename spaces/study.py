@@ -193,7 +193,7 @@ def _refuse_unknown_fields(
 class Budget:
     """How much every searched arm may spend, in seed-epochs, and how its result is confirmed.
 
-    subsearches: independent searches an arm is split into, because tuning is random too (METHOD, "Search").
+    subsearches: independent searches an arm is split into, because tuning is random too.
     patience: epochs without a better validation metric after which a seed of a table's trial stops; it is charged no
     further epochs, and the confirmation trains to the epoch that the search found best.
     reevaluate_share: part of an arm's budget that re-evaluates the best trials on validation under fresh seeds.
@@ -261,7 +261,7 @@ class Study:
     """One question: data, teacher, arms, budget, and the published results it re-examines.
 
     trainable: the user's own, `path/to/file.py:function`, instead of the family's.
-    contrasts: pairs (a, b) whose difference answers a question of its own (METHOD, "Controls and contrasts").
+    contrasts: pairs (a, b) whose difference answers a question of its own.
     margin: the smallest difference of the metric that anybody would act on.
     accept_contaminated_validation: select on validation rows that a teacher from outside may have been fitted on; every
     result says so.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trainables.variants import Terms
 
-DEAD = 1e-12  # of the largest norm: below it a gradient counts as zero (METHOD, "Images")
+DEAD = 1e-12  # of the largest norm: below it a gradient counts as zero
 STARVED = 1e-4  # a share that stays below it is warned of: the term is alive and decides nothing
 BATCH = 64
 FURTHER_BATCHES = 3  # a term is called dead only if it is dead on these too

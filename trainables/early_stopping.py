@@ -11,7 +11,7 @@ class Curve:
     """The validation curve of a pack. The chosen epoch belongs to the configuration, patience to each seed.
 
     auc, nll: (S,) at `epoch`, where the mean AUC over the pack was best; a stopped seed counts with its last value,
-    not with its best, so that no maximum is taken per seed (METHOD.md, "Search").
+    not with its best, so that no maximum is taken per seed.
     """
 
     def __init__(self, seeds: int, patience: int | None) -> None:

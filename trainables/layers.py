@@ -1,7 +1,7 @@
 """Which layers of student and teacher are compared, what that needs of the teacher, and whether their maps can serve.
 
 On a map of 1x1 attention transfer and its gradient are exactly 0, and a mask of 2x2 says next to nothing of where: both
-are refused before anything trains (METHOD.md, "Images").
+are refused before anything trains.
 """
 
 from collections.abc import Iterable, Mapping

@@ -101,7 +101,7 @@ def attention_distance(
 
     form: `code` is the mean of squared differences, as in the authors' code; `sum` their sum, height x width x code;
     `paper` half their L2 norm, equation 2 of arXiv 1612.03928. With a mask M the mean is sum M d² / sum M: both maps
-    are normalised before the mask is applied, or how much attention lies inside it would be lost (METHOD.md).
+    are normalised before the mask is applied, or how much attention lies inside it would be lost.
     """
     student_map, teacher_map = same_size(student_map, teacher_map)
     squared = (_normalised(student_map) - _normalised(teacher_map)).square().flatten(-2)

@@ -1,7 +1,7 @@
 """Causal masks: where in the image the teacher's evidence for the label lies.
 
 A class activation map is taken from the frozen teacher in evaluation mode, on the view that the student sees, for the
-label's logit, at the output of a stage's last block. METHOD.md, "Images", settles what the papers leave open.
+label's logit, at the output of a stage's last block.
 """
 
 from collections.abc import Callable

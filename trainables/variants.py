@@ -169,7 +169,7 @@ def attention_student(student: Outputs, teacher: Outputs | None, labels: Tensor,
     """kd_uniform with a gate in place of the mean; the gate learns from the labels, and the student runs alone.
 
     The student's target is the mix under stop-gradient, so the gate has a loss of its own: cross-entropy of the mix,
-    less entropy_weight x the gate's entropy (METHOD.md, "Tables").
+    less entropy_weight x the gate's entropy.
     """
     assert teacher is not None
     mix = gated_mix(_gate(student), torch.sigmoid(_members(teacher)))

@@ -7,7 +7,7 @@ sub-searches; each tries 12 configurations, takes the best by a noisy validation
 under 5 seeds: rows differ in difficulty, arms and winners in the rows they are good at, and every seed is drawn anew.
 The truth is the arm's expected accuracy over winners, seeds and rows, from the normal integral; an effect is made by
 drawing an arm of another ability, never by adding a constant to its results. Differences, Holm, family level, margin
-and verdict are those of `analysis.statistics`, put together as `analysis.comparison` does. Levels are METHOD's: S0
+and verdict are those of `analysis.statistics`, put together as `analysis.comparison` does. Levels: S0
 intervals alone, S1 one configuration against itself, S2 no effect, S3 known effects. S4 (fresh training sets and
 teachers) takes real training and is not in here.
 """

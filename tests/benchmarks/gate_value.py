@@ -6,7 +6,7 @@ The arms with a gate and their controls without one are trained at one configura
 nothing searched and nothing selected: 50 epochs, the same seeds, rows and teachers, so that differences are paired by
 seed. Both ends of the generator's dial are run, and each student is measured on the study's 40,000 test rows, which are
 of a promotion, and on 40,000 fresh rows like those it was fitted on. A sweep asks another question: whether a *tuned*
-arm beats another, and tuning adds noise of its own (METHOD.md, "Search").
+arm beats another, and tuning adds noise of its own.
 """
 
 import argparse

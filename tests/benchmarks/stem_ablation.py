@@ -4,7 +4,7 @@
     python -m tests.benchmarks.stem_ablation --data FOLDER --out runs/narrow.jsonl --seeds 10 --width 16
     python -m tests.benchmarks.stem_ablation --out runs/narrow.jsonl --json                            # what is there
 
-FOLDER holds `train/<class>/...` and `test/<class>/...`. The protocol is METHOD.md's: 10,000 training images, batch 32,
+FOLDER holds `train/<class>/...` and `test/<class>/...`. The protocol: 10,000 training images, batch 32,
 learning rate 0.01, 18 epochs, all test rows, the mean of the last 3 epochs, nothing selected. The four cells share each
 seed's initialisation (where shapes agree), order and views. Since nothing flows through the released arms' distillation
 terms, their cell is trained without a teacher (tests/test_vision.py holds that the parameters are then equal, to the
