@@ -13,7 +13,7 @@ sweep: install  ## the main job: search, confirm and compare the MLP-ensemble st
 	$(BIN)/distune sweep mlp-ensemble
 
 test: install
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: install  ## minutes: the slow acceptance tests and the side-by-side figures of the README
 	$(BIN)/python -m pytest -m slow

@@ -312,6 +312,7 @@ def main() -> None:
             if done.returncode:
                 sys.exit(done.stderr)
             raw[workers, seconds].append(json.loads(done.stdout.strip().splitlines()[-1]))
+            print(f"{workers} workers, {seconds:g} s: {raw[workers, seconds][-1]}", file=sys.stderr, flush=True)
     whole = {
         "n": given.repeats,
         "cases": [
