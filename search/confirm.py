@@ -22,14 +22,13 @@ from safetensors.torch import save
 
 from search import families, prepare, records, seeds
 from search.cluster import placement
-from search.disk import what_is_full
 from search.ledger import ENSEMBLE, Ledger
 from search.options import Options
 from search.payload import TRAIN, Payload, load_trainable, threads, trial_config
 from search.prepare import Prepared
 from search.progress import Progress
-from search.scheduler import is_out_of_memory
 from search.selection import candidates, fair_limit, search_spend, select, within
+from search.shortage import is_out_of_memory, what_is_full
 from search.storage import Storage
 from search.weights import pack_name
 from spaces import Published, Study

@@ -11,9 +11,9 @@ from ray.exceptions import RayTaskError
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from search.disk import what_is_full
 from search.options import Options
 from search.runner import Checkpoints
+from search.shortage import is_out_of_memory, what_is_full
 from search.state import SearchState
 from search.storage import Storage
 
@@ -122,11 +122,6 @@ def on_sharing(peak: float, total: float, share: float) -> str:
     if fit < now:
         return f"{text}; where memory runs out a trial is tried again alone: --gpus-per-trial {1 / fit:.3g} avoids it"
     return f"{text}; more do with --gpus-per-trial {1 / fit:.3g}" if fit > now else text
-
-
-def is_out_of_memory(message: str) -> bool:
-    """Whether this is how torch says that a GPU's memory was not enough."""
-    return "OutOfMemoryError" in message or "out of memory" in message
 
 
 def _last_line(error: Exception | None) -> str:

@@ -17,7 +17,6 @@ from search import confirm, prepare, records, revisions, tuning
 from search.cluster.connection import Interrupted, connected, handling
 from search.cluster.placement import Code, Parcel
 from search.deadline import Deadline
-from search.disk import what_is_full
 from search.ledger import FILE, OUT_OF_TIME, Ledger, Revision, unusable
 from search.lock import driving
 from search.options import Options
@@ -25,6 +24,7 @@ from search.payload import TRAIN, refuse_unusable, teacher_sets
 from search.prepare import Prepared, TeacherBuilt
 from search.progress import Progress
 from search.selection import search_spend
+from search.shortage import what_is_full
 from search.state import SearchState
 from search.storage import Storage
 from spaces import BadInput, Extension, Study, extended, load_study, to_yaml

@@ -14,7 +14,7 @@ import ray
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from search.disk import FULL
+from search.shortage import FULL
 from spaces import Study
 from trainables import by_path
 from trainables.cache import cache_folder

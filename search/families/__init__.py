@@ -19,14 +19,12 @@ refuse_unusable(study, say): ValueError for what the networks, the data or the m
 student(study, arm, state, place): one confirmed student as a module.
 """
 
+import importlib
 from types import ModuleType
 
-from search.families import mlp, tabular, vision
 from spaces import Study
-
-_MODULES = {"mlp": mlp, "vision": vision, "tabular": tabular}
 
 
 def of(study: Study) -> ModuleType:
-    """The module of the study's family."""
-    return _MODULES[study.family]
+    """The module of the study's family, loaded when asked for: each brings libraries that the others do without."""
+    return importlib.import_module(f"search.families.{study.family}")

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
@@ -365,6 +364,8 @@ def _table(path: Path, spec: Mapping[str, Any], order: Order, classes: int) -> d
 
 def _read_logits(path: Path, id_name: str | None) -> tuple[NDArray[np.float64], list[str] | None]:
     """Logits, and the rows' ids where `id_name` names them."""
+    import pandas as pd
+
     try:
         if path.suffix in (".csv", ".parquet"):
             frame = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)

@@ -1,4 +1,4 @@
-"""A full disk: whoever met it, nothing is wrong with what was being done, and it is done again when there is room."""
+"""What a machine has too little of, disk or GPU memory: it is no fault of what was being done, which is done again."""
 
 import errno
 from pathlib import Path
@@ -15,3 +15,8 @@ def what_is_full(error: BaseException | None, run: Path) -> str | None:
         return None
     place = cause.filename or f"a file of {run}"
     return f"{place} cannot be written ({cause.strerror}): free some space, and try again; what is finished is kept"
+
+
+def is_out_of_memory(message: str) -> bool:
+    """Whether this is how torch says that a GPU's memory was not enough."""
+    return "OutOfMemoryError" in message or "out of memory" in message
