@@ -1,10 +1,11 @@
 """What a sweep cost: seed-epochs, trials and seconds of every arm, and the wall time of every phase."""
 
+import math
 from collections import defaultdict
 from typing import Any
 
 from search.ledger import Ledger
-from spaces import BASELINE, Study
+from spaces import Study
 
 CONFIRMED = ("tuned", "as_published", "fixed")
 FLAG_SECONDS = 1.2  # an arm that costs more than this times the baseline's seconds is said to
@@ -28,10 +29,11 @@ def by_arm(study: Study, ledger: Ledger) -> tuple[dict[str, dict[str, Any]], lis
         result[run.arm]["seed_epochs"] += run.epochs
         result[run.arm]["seconds"] += run.seconds
     cost = {a: b["seconds"] / b["seed_epochs"] for a, b in result.items() if b["seed_epochs"]}
+    usual = {arm: cost.get(study.baseline_of(arm), math.inf) for arm in cost}
     notes = [
-        f"{arm}: a seed-epoch costs {seconds / cost[BASELINE]:.2f} times the baseline's (batch sizes may differ)"
+        f"{arm}: a seed-epoch costs {seconds / usual[arm]:.2f} times the baseline's (batch sizes may differ)"
         for arm, seconds in cost.items()
-        if BASELINE in cost and seconds > FLAG_SECONDS * cost[BASELINE]
+        if seconds > FLAG_SECONDS * usual[arm]
     ]
     return result, notes
 
