@@ -498,12 +498,17 @@ class Study:
         in_sample = isinstance(self.teacher, TableModels) and self.teacher.predictions == "in_sample"
         return in_sample or self.arms[arm].teacher_rows == "in_sample"
 
-    def student_of(self, arm: str) -> dict[str, object]:
+    def student_of(self, arm: str) -> dict[str, Any]:
         """What the arm's student is: the study's, with what its size or an as-released arm has different."""
         size = self.arms[arm].size
         own = {} if size is None else self.sizes[size]
         different = {k: v for k, v in own.items() if k not in SIZE_HYPERPARAMETERS[self.family]}
         return asdict(type(self.student)(**{**asdict(self.student), **different, **self.arms[arm].student}))
+
+    @property
+    def students(self) -> list[dict[str, Any]]:
+        """What the study's own student is, then that of every other size."""
+        return [self.student_of(arm) for arm in self.baselines]
 
     @property
     def val_metric(self) -> str:

@@ -10,6 +10,7 @@ from analysis.front import front
 from analysis.tracking import views
 from analysis.units import Unit
 from search.ledger import Ledger
+from search.payload import refuse_unusable
 from spaces import BadInput, load_study
 from spaces.load import Extension, adjust, extended, to_yaml
 from tests.test_sweep import TINY
@@ -94,6 +95,17 @@ def test_a_choice_of_size_that_cannot_be_is_refused(tmp_path, changes, words):
     with pytest.raises(BadInput) as refused:
         load_study(written(tmp_path, **changes))
     assert all(word in str(refused.value) for word in words), refused.value
+
+
+def test_a_size_that_cannot_be_trained_is_refused_before_anything_starts(tmp_path):
+    (tmp_path / "nets.py").write_text(
+        "from torch import nn\n\ndef net(features, classes, width=8):\n"
+        "    return nn.Sequential(nn.Linear(features, width), nn.ReLU(), nn.Linear(8, classes))\n"
+    )
+    student = {"kind": "factory", "function": "nets.py:net"}
+    study = load_study(written(tmp_path, student=student, sizes={"wide": {"options": {"width": 9}}}))
+    with pytest.raises(BadInput, match="nets.py:net"):
+        refuse_unusable(study, print)
 
 
 # The front on made-up students: two winners of two seeds each, over 100 rows.

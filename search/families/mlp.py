@@ -108,12 +108,12 @@ def without_teacher(study: Study, config: TrialConfig) -> TrialConfig:
 
 def refuse_unusable(study: Study, say: Callable[[str], None]) -> None:
     """Raise ValueError for a student or a teacher from outside that cannot be used; says how the student trains."""
-    spec = asdict(study.student)
-    if spec["kind"] == "mlp" and study.teacher.kind == "mlp_ensemble":
+    own = [spec for spec in study.students if spec["kind"] != "mlp"]
+    if not own and study.teacher.kind == "mlp_ensemble":
         return
     dataset = load(asdict(study.data), say)
-    if spec["kind"] != "mlp":
-        sizes = {"classes": dataset.classes, "features": dataset.train.x.shape[1]}
+    sizes = {"classes": dataset.classes, "features": dataset.train.x.shape[1]}
+    for spec in own:
         rows, what = torch.from_numpy(dataset.train.x[:8]).float(), f"the student {described(spec)}"
         refuse_untrainable(what, made(spec["function"], sizes, spec["options"]), rows, dataset.classes)
         why = mlp.stacked_of(spec, sizes["features"], sizes["classes"], 2).why_alone

@@ -200,8 +200,9 @@ def refuse_unusable(study: Study, say: Callable[[str], None]) -> None:
 
 
 def _refuse_unusable_student(study: Study, fit: Rows, classes: int) -> None:
-    spec = asdict(study.student)
-    if spec["kind"] != "resnet":
+    for spec in study.students:
+        if spec["kind"] == "resnet":
+            continue
         if study.compute.compile:
             raise Unusable("compute.compile=true is for the built-in ResNets: leave it out with a student from outside")
         model, images = resnet.untrained(spec, fit, classes), as_tensor(fit.x[:2]).float() / 255
