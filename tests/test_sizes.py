@@ -104,7 +104,7 @@ def test_a_size_that_cannot_be_trained_is_refused_before_anything_starts(tmp_pat
     )
     student = {"kind": "factory", "function": "nets.py:net"}
     study = load_study(written(tmp_path, student=student, sizes={"wide": {"options": {"width": 9}}}))
-    with pytest.raises(BadInput, match="nets.py:net"):
+    with pytest.raises(BadInput, match=r"nets\.py:net"):
         refuse_unusable(study, print)
 
 
