@@ -82,7 +82,6 @@ class Keeping:
     epoch_timeout: float
 
 
-@ray.remote
 def train_to_end(
     job: Job,
     payload: Payload,
@@ -117,7 +116,7 @@ def train_to_end(
     faulthandler.cancel_dump_traceback_later()
     if last.diverged and len(job.replicates) > 1:  # one seed's divergence must not cost the others theirs
         alone = [Job(**{**vars(job), "replicates": (r,)}) for r in job.replicates]
-        return [row for one in alone for row in train_to_end._function(one, payload, parcels, judged, keeping)]
+        return [row for one in alone for row in train_to_end(one, payload, parcels, judged, keeping)]
     metrics = {k: v for k, v in last.metrics.items() if k.startswith("val_") or k == "best_epoch"}
     predictions = {}
     for split, rows in (judged or {}).items():
@@ -234,8 +233,9 @@ def confirm(
     if any(job.peek for job in jobs) and PEEKS not in [look["purpose"] for look in ledger.looks()]:
         ledger.look("test", known["test"][0], PEEKS)
     tick = progress.phase("confirmation", len(jobs) + study.confirm_teachers)
+    judge_teacher = remote(prepare.judge_teacher, options)
     teachers = {
-        prepare.judge_teacher.options(**_resources(options), num_returns=1).remote(
+        judge_teacher.remote(
             study, seed, prepared.dataset, study.confirm_on, k, prepared.by_fit[study.confirm_on][1:]
         ): k
         for k in range(study.confirm_teachers)
@@ -276,11 +276,12 @@ def _run(
 ) -> None:
     kept = None if options.storage is None else Storage(options.storage)
     keeping = Keeping(kept or Storage(run), kept, options.epoch_timeout)
+    beside, by_itself = remote(train_to_end, options), remote(train_to_end, options, alone=True)
 
     def begin(job: Job, alone: bool = False) -> Any:
         payload, *parcels = prepared.by_fit[job.fit] if job.judge else prepared.search
         rows = judged[job.fit] if job.judge else None
-        return train_to_end.options(**_resources(options, alone)).remote(job, payload, parcels, rows, keeping)
+        return (by_itself if alone else beside).remote(job, payload, parcels, rows, keeping)
 
     tasks = {begin(job): job for job in jobs}
     again: Counter[int] = Counter()
@@ -302,14 +303,15 @@ def _run(
             ledger.finish_run(**tasks[task].key, **row)
 
 
-def _resources(options: Options, alone: bool = False) -> dict[str, Any]:
-    """Of one task; alone: with a GPU that it shares with nobody."""
+def remote(function: Callable[..., Any], options: Options, alone: bool = False, returns: int = 1) -> Any:
+    """A function as a task with a trial's resources. alone: with a GPU that it shares with nobody.
+
+    Ray gives each GPU task a process of its own only where the GPUs are asked for here, not in a later `.options`. A
+    process that served two would leave CUDA on the first one's GPU.
+    """
     gpus = max(1.0, options.gpus_per_trial) if alone else options.gpus_per_trial
-    return {
-        "num_cpus": options.cpus_per_trial,
-        "num_gpus": gpus,
-        "max_retries": options.attempts,
-    }
+    kind = ray.remote(num_cpus=options.cpus_per_trial, num_gpus=gpus, max_retries=options.attempts, num_returns=returns)
+    return kind(function)
 
 
 def _as_they_finish(

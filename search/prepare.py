@@ -52,7 +52,6 @@ def load_dataset(study: Study) -> Dataset:
     return load(asdict(study.data))
 
 
-@ray.remote(num_returns=3)
 def label_rows(
     study: Study, seed: int, dataset: Dataset, fit: str, teacher_set: int, code: placement.Code | None
 ) -> tuple[Any, TeacherBuilt, placement.Files]:
@@ -97,7 +96,6 @@ def open_test(study: Study, seed: int, dataset: Dataset, fit: str) -> tuple[dict
     return rows, {split: (r.y, dict(r.segments)) for split, r in rows.items()}
 
 
-@ray.remote
 def judge_teacher(
     study: Study,
     seed: int,

@@ -202,7 +202,7 @@ def _search(
 
 def _prepare(study: Study, ledger: Ledger, seed: int, options: Options, progress: Progress) -> Prepared:
     """Data and teachers into the cluster, and every arm's first step audited."""
-    resources = {"num_cpus": options.cpus_per_trial, "num_gpus": options.gpus_per_trial}
+    label_rows = confirm.remote(prepare.label_rows, options, returns=3)
     with _phase(ledger, "preparation"):
         code = None if options.address is None else Code.of(study)
         dataset = prepare.load_dataset.options(**_beside_the_driver(options)).remote(study)
@@ -212,7 +212,7 @@ def _prepare(study: Study, ledger: Ledger, seed: int, options: Options, progress
         files: dict[tuple[str, int], Any] = {}
         asked = {}
         for fit, k in wanted:
-            task = prepare.label_rows.options(**resources).remote(study, seed, dataset, fit, k, code)
+            task = label_rows.remote(study, seed, dataset, fit, k, code)
             outputs[fit, k], record, files[fit, k] = task
             asked[record] = (fit, k)
         parcels = {}

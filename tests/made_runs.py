@@ -47,6 +47,6 @@ def confirmed_run(folder, changes, arms, confirmed=None):
         keeping = Keeping(Storage(run), None, 60.0)
         for job in confirmation_jobs(study, ledger):
             if job.arm in (confirmed or arms) and job.fit == study.confirm_on:
-                for done in train_to_end._function(job, payload, [], judged, keeping):
+                for done in train_to_end(job, payload, [], judged, keeping):
                     ledger.finish_run(**job.key, **done)
     return run

@@ -159,6 +159,9 @@ def train(config, context):
     if config.hp["batch_size"] == 256 and not alone and not failed.exists():
         failed.write_text(str(config.hp))
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    if not config.audit_at:  # what is told of an epoch is not for the search
+        with open(Path(__file__).with_name("processes"), "a") as log:
+            log.write(f"{os.getpid()}\\n")
     yield from mlp.train(config, context)
 """
 
@@ -182,6 +185,8 @@ def test_a_trial_that_runs_out_of_memory_beside_others_is_tried_alone_before_it_
     assert (tmp_path / "oom").exists()
     result = assert_whole(tmp_path / "run")
     assert {how for b in result["budget"].values() for how in b["ended"]} <= {"finished", "stopped", "budget"}
+    processes = (tmp_path / "processes").read_text().split()
+    assert len(processes) == len(set(processes)) > 0  # CUDA stays on the GPU on which a process first used it
     assert any("GPU hours, " in note and "at 3.5 an hour" in note for note in result["notes"])
 
 
