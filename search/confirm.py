@@ -304,12 +304,12 @@ def _run(
 
 
 def remote(function: Callable[..., Any], options: Options, alone: bool = False, returns: int = 1) -> Any:
-    """A function as a task with a trial's resources. alone: with a GPU that it shares with nobody.
+    """A function as a task with a trial's resources. alone: with a GPU that it shares with nobody, if with one.
 
     Ray gives each GPU task a process of its own only where the GPUs are asked for here, not in a later `.options`. A
     process that served two would leave CUDA on the first one's GPU.
     """
-    gpus = max(1.0, options.gpus_per_trial) if alone else options.gpus_per_trial
+    gpus = max(1.0, options.gpus_per_trial) if alone and options.gpus_per_trial else options.gpus_per_trial
     kind = ray.remote(num_cpus=options.cpus_per_trial, num_gpus=gpus, max_retries=options.attempts, num_returns=returns)
     return kind(function)
 

@@ -202,7 +202,7 @@ def _search(
 
 def _prepare(study: Study, ledger: Ledger, seed: int, options: Options, progress: Progress) -> Prepared:
     """Data and teachers into the cluster, and every arm's first step audited."""
-    label_rows = confirm.remote(prepare.label_rows, options, returns=3)
+    label_rows = confirm.remote(prepare.label_rows, options, alone=True, returns=3)
     with _phase(ledger, "preparation"):
         code = None if options.address is None else Code.of(study)
         dataset = prepare.load_dataset.options(**_beside_the_driver(options)).remote(study)

@@ -31,13 +31,15 @@ ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Of a Ray that is started here: processes of the preparation wait for the confirmation beside those of trials.
+    "RAY_num_workers_soft_limit": str(2 * (os.cpu_count() or 1)),
 }
 PENDING = 4096  # trials that may wait for a worker: the searcher gives out no more than are to run
 # Read in the workers: at its default of 2 s a trial that leaves slowly takes the next, innocent one down with it.
-# What Ray Tune sets for its own actors is set for all workers, since a worker is used again only where its environment
-# is the same: trials then start at once on workers that the preparation has left, with torch in memory. Without it a
-# trial of 2 s is over before a second worker has started, takes over the trial that waited for that one, and so on:
-# one worker runs the whole search.
+# What Ray Tune sets for its own actors is set for all workers, since a process is used only where its environment is
+# the same: trials then start at once in those that Ray has begun and not used (an actor is given none that has run a
+# task). Without it a trial of 2 s is over before a second worker has started, takes over the trial that waited for that
+# one, and so on: one worker runs the whole search.
 WORKER_ENVIRONMENT = {
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",
     "OMP_NUM_THREADS": "1",

@@ -252,6 +252,21 @@ def test_an_upload_that_is_killed_in_the_middle_sends_no_row_twice(small):
             assert uploaded.exit_code is not None
 
 
+@pytest.mark.slow
+def test_rows_that_a_server_took_and_has_not_are_sent_again(small):
+    with Recorder() as server:
+        server.loses = 3
+        code, said = export(small, "--online", **server.environment)
+        assert code == 0, said
+        assert "all uploaded" in said[-1]
+        assert "have not arrived whole" in said[0]
+    assert all(len(lines) == 1 for run in server.runs.values() for lines in run.rows.values())
+    with Ledger.open(small) as ledger:
+        for trial in ledger.trials():
+            (uploaded,) = [r for r in server.runs.values() if r.about.get("displayName") == trial.trial]
+            assert [r["epoch"] for r in uploaded.history] == [e.epoch for e in ledger.epochs(trial=trial.trial)], trial
+
+
 def _tree(pid):
     children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
     return [p for child in children.stdout.split() for p in _tree(int(child))] + [pid]

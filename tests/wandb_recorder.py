@@ -37,11 +37,15 @@ class RecordedRun:
 
 
 class Recorder(ThreadingHTTPServer):
-    """refuses: answer every request as to a wrong key. cut_after: break the connection after so many posts of rows."""
+    """refuses: answer every request as to a wrong key. cut_after: break the connection after so many posts of rows.
+
+    loses: so many posts of rows are answered as if they had been kept, and are not.
+    """
 
     daemon_threads = True
     refuses = False
     cut_after: int | None = None
+    loses = 0
 
     def __init__(self, port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
@@ -121,16 +125,22 @@ class Recorder(ThreadingHTTPServer):
 
     def _Run(self, given: dict[str, Any]) -> dict[str, Any]:
         name = given["name"]
-        if name not in self.runs:
-            return {"project": {"internalId": "1", "run": None}}
+        return {"project": {"internalId": "1", "run": self._found_run(name) if name in self.runs else None}}
+
+    def _Runs(self, given: dict[str, Any]) -> dict[str, Any]:
+        asked = json.loads(given["filters"])["name"]["$in"]
+        edges = [{"node": self._found_run(name), "cursor": name} for name in asked if name in self.runs]
+        about = {"internalId": "1", "runCount": len(edges), "readOnly": False}
+        return {"project": about | {"runs": {"edges": edges, "pageInfo": _LAST_PAGE}}}
+
+    def _found_run(self, name: str) -> dict[str, Any]:
         run = self.runs[name]
         about = {"id": f"id-{name}", "name": name, "displayName": name, "state": "crashed", "tags": []}
         about |= {"config": json.dumps({k: {"value": v} for k, v in run.config.items()}), "projectId": 1}
         about |= {"summaryMetrics": json.dumps(run.summary), "systemMetrics": "{}", "historyKeys": {"keys": {}}}
         about |= {"user": {"name": "somebody", "username": "somebody"}, "group": None, "jobType": None, "commit": None}
         about |= {"readOnly": False, "createdAt": "2026-01-01T00:00:00", "heartbeatAt": None, "description": None}
-        about |= {"notes": None}
-        return {"project": {"internalId": "1", "run": about | {"historyLineCount": len(run.rows), "sweepName": None}}}
+        return about | {"notes": None, "historyLineCount": len(run.rows), "sweepName": None}
 
     def _project(self, given: dict[str, Any]) -> dict[str, Any]:
         return {"id": "project", "name": given.get("project") or "p", "entity": {"id": "e", "name": "somebody"}}
@@ -177,7 +187,9 @@ class Recorder(ThreadingHTTPServer):
 
     def stream(self, run: RecordedRun, body: dict[str, Any]) -> None:
         for name, content in body.get("files", {}).items():
-            if name == "wandb-history.jsonl":
+            if name == "wandb-history.jsonl" and self.loses:
+                self.loses -= 1
+            elif name == "wandb-history.jsonl":
                 for number, line in enumerate(content["content"]):
                     run.rows[content["offset"] + number].append(json.loads(line))
             elif name == "wandb-summary.json":

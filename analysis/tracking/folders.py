@@ -38,12 +38,25 @@ class Part:
 
     @property
     def uploaded(self) -> bool:
-        return self.file.with_name(f"{self.file.name}.synced").exists()
+        return self._synced.exists()
 
     @property
     def interrupted(self) -> bool:
         """Whether an upload began and was not finished, so that nobody here knows how much of it has arrived."""
-        return not self.uploaded and self.file.with_name(f"{self.file.name}.syncstate").exists()
+        return not self.uploaded and self._begun.exists()
+
+    def doubt(self) -> None:
+        """What was marked as sent has not arrived whole: it counts as interrupted."""
+        self._begun.touch()
+        self._synced.unlink()
+
+    @property
+    def _synced(self) -> Path:
+        return self.file.with_name(f"{self.file.name}.synced")
+
+    @property
+    def _begun(self) -> Path:
+        return self.file.with_name(f"{self.file.name}.syncstate")
 
 
 class Folders:
@@ -112,7 +125,7 @@ class Folders:
         left = replace(part, end=max(part.first, end), final=False, size=0)
         self._note(part.folder, left)
         left.file.write_bytes(b"")
-        left.file.with_name(f"{left.file.name}.synced").touch()
+        left._synced.touch()
         self.parts[part.id].remove(part)
         self.parts[part.id].append(left)
 

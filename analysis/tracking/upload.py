@@ -1,12 +1,15 @@
 """Send what a run folder holds to a W&B server, with `wandb sync`, each row once.
 
 `wandb sync` marks what it has sent, and appends a file to what the server has of its run. So a file whose upload was
-broken off is not sent again: the server is asked how many rows it has, and the rest is written anew.
+broken off is not sent again: the server is asked how many rows it has, and the rest is written anew. It is asked that
+of every file, since on a machine without a moment to spare files were marked of which no row had arrived.
 """
 
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Collection
 from pathlib import Path
 
 import wandb
@@ -16,6 +19,7 @@ from analysis.tracking.folders import STAGING, Folders, Part
 ANSWER_S = 10  # to answer one request
 BATCH = 200  # runs of one `wandb sync`
 SYNC_S = 900.0  # for one batch: wandb tries again by itself for hours where the network is gone
+ARRIVAL_S = 15.0  # for the server to count what it was sent
 
 
 class NotUploaded(RuntimeError):
@@ -41,14 +45,19 @@ def upload(folders: Folders, project: str, entity: str | None, log: Path) -> Non
 
     Raises NotUploaded where something is left.
     """
-    for part in [p for p in folders.waiting() if p.interrupted]:
-        folders.cut(part, min(part.end, _rows_arrived(part, project, entity)))
+    interrupted = [p for p in folders.waiting() if p.interrupted]
+    arrived = _rows_arrived({p.id for p in interrupted}, project, entity)
+    for part in interrupted:
+        folders.cut(part, min(part.end, arrived.get(part.id, 0)))
     parts = sorted(folders.waiting(), key=lambda p: p.folder.name)
     for at in range(0, len(parts), BATCH):
-        _sync(parts[at : at + BATCH], project, entity, log)
+        batch = parts[at : at + BATCH]
+        _sync(batch, project, entity, log)
+        for part in _missing([p for p in batch if p.uploaded], project, entity):
+            part.doubt()
     left = len(folders.waiting())
     if left:
-        raise NotUploaded(f"{left} runs were not uploaded; what `wandb sync` said is in {log}")
+        raise NotUploaded(f"{left} runs have not arrived whole; what `wandb sync` said is in {log}")
 
 
 def _sync(parts: list[Part], project: str, entity: str | None, log: Path) -> None:
@@ -65,12 +74,29 @@ def _sync(parts: list[Part], project: str, entity: str | None, log: Path) -> Non
             raise NotUploaded(f"`wandb sync` did not end within {SYNC_S:.0f} s") from None
 
 
-def _rows_arrived(part: Part, project: str, entity: str | None) -> int:
-    """How many rows of the part's W&B run the server has."""
+def _missing(parts: list[Part], project: str, entity: str | None) -> list[Part]:
+    """Those of which the server lacks rows, also after a while."""
+    until = time.monotonic() + ARRIVAL_S
+    while True:
+        arrived = _rows_arrived({p.id for p in parts}, project, entity)
+        parts = [p for p in parts if arrived.get(p.id, 0) < p.end]
+        if not parts or time.monotonic() > until:
+            return parts
+        time.sleep(1)
+
+
+def _rows_arrived(ids: Collection[str], project: str, entity: str | None) -> dict[str, int]:
+    """{id: how many rows the server has of that run}, of those runs that it has."""
+    arrived: dict[str, int] = {}
     try:
         api = wandb.Api(timeout=ANSWER_S)
-        return int(api.run(f"{entity or api.default_entity}/{project}/{part.id}")._attrs["historyLineCount"] or 0)
+        asked = sorted(ids)
+        for at in range(0, len(asked), BATCH):
+            named = {"name": {"$in": asked[at : at + BATCH]}}
+            for run in api.runs(f"{entity or api.default_entity}/{project}", named, per_page=BATCH):
+                arrived[run.id] = int(run._attrs["historyLineCount"] or 0)
     except (ValueError, LookupError):
-        return 0  # no such run: nothing has arrived
+        pass  # no such project: nothing has arrived
     except wandb.errors.Error as error:
         raise NotUploaded(f"W&B cannot be asked what it has: {error}") from None
+    return arrived
