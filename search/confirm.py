@@ -9,7 +9,6 @@ import itertools
 import logging
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from search.payload import TRAIN, Payload, load_trainable, threads, trial_config
 from search.prepare import Prepared
 from search.progress import Progress
 from search.selection import candidates, fair_limit, search_spend, select, within
-from search.shortage import is_out_of_memory, what_is_full
+from search.shortage import NodeFull, another_node_may_have_room, is_out_of_memory
 from search.storage import Storage
 from search.weights import pack_name
 from spaces import Published, Study
@@ -82,6 +81,7 @@ class Keeping:
     epoch_timeout: float
 
 
+@another_node_may_have_room()
 def train_to_end(
     job: Job,
     payload: Payload,
@@ -225,7 +225,8 @@ def confirm(
 
     looked: is called once the look is in the ledger, before anything is read.
     """
-    judged = {f: prepare.open_test.remote(study, seed, prepared.dataset, f) for f in prepared.by_fit}
+    open_test = remote(prepare.open_test, options, returns=2)
+    judged = {f: open_test.remote(study, seed, prepared.dataset, f, near[1:]) for f, near in prepared.by_fit.items()}
     known = ray.get(judged[study.confirm_on][1])
     open_splits(study, ledger, known)
     looked()
@@ -284,17 +285,15 @@ def _run(
         return (by_itself if alone else beside).remote(job, payload, parcels, rows, keeping)
 
     tasks = {begin(job): job for job in jobs}
-    again: Counter[int] = Counter()
+    retried: set[int] = set()
 
     def once_more(task: Any, error: RayTaskError) -> Any:
-        """A pack that ran out of memory beside others has a GPU to itself; one that met a full node goes elsewhere."""
+        """A pack that ran out of memory beside others has a GPU to itself, once."""
         job = tasks[task]
-        alone = 0 < options.gpus_per_trial < 1 and is_out_of_memory(str(error))
-        full = options.address is not None and what_is_full(error, run) is not None
-        if again[id(job)] >= (1 if alone else options.attempts if full else 0):
+        if id(job) in retried or not 0 < options.gpus_per_trial < 1 or not is_out_of_memory(str(error)):
             return None
-        again[id(job)] += 1
-        task = begin(job, alone)
+        retried.add(id(job))
+        task = begin(job, alone=True)
         tasks[task] = job
         return task
 
@@ -304,14 +303,16 @@ def _run(
 
 
 def remote(function: Callable[..., Any], options: Options, alone: bool = False, returns: int = 1) -> Any:
-    """A function as a task with a trial's resources. alone: with a GPU that it shares with nobody, if with one.
+    """A function as a task with a trial's resources, on a cluster tried again elsewhere where a node's disk is full.
 
-    Ray gives each GPU task a process of its own only where the GPUs are asked for here, not in a later `.options`. A
-    process that served two would leave CUDA on the first one's GPU.
+    alone: with a GPU that it shares with nobody, if with one. Ray gives each GPU task a process of its own only where
+    the GPUs are asked for here, not in a later `.options`. A process that served two would leave CUDA on the first
+    one's GPU.
     """
     gpus = max(1.0, options.gpus_per_trial) if alone and options.gpus_per_trial else options.gpus_per_trial
-    kind = ray.remote(num_cpus=options.cpus_per_trial, num_gpus=gpus, max_retries=options.attempts, num_returns=returns)
-    return kind(function)
+    resources = {"num_cpus": options.cpus_per_trial, "num_gpus": gpus, "max_retries": options.attempts}
+    elsewhere = {"retry_exceptions": [NodeFull], "scheduling_strategy": "SPREAD"} if options.address else {}
+    return ray.remote(**resources, **elsewhere, num_returns=returns)(function)
 
 
 def _as_they_finish(

@@ -12,6 +12,7 @@ from search import families
 from search.cluster import placement
 from search.payload import Payload, build_teacher, label, load_trainable, payload_of, trial_config
 from search.seeds import SEARCH
+from search.shortage import another_node_may_have_room
 from spaces import Study
 from trainables.cache import cache_folder
 from trainables.datasets import Dataset, Rows, load
@@ -52,6 +53,7 @@ def load_dataset(study: Study) -> Dataset:
     return load(asdict(study.data))
 
 
+@another_node_may_have_room()
 def label_rows(
     study: Study, seed: int, dataset: Dataset, fit: str, teacher_set: int, code: placement.Code | None
 ) -> tuple[Any, TeacherBuilt, placement.Files]:
@@ -80,7 +82,7 @@ def make_payload(study: Study, seed: int, dataset: Dataset, fit: str, *teachers:
     return payload_of(study, seed, dataset, fit, teachers)
 
 
-@ray.remote
+@another_node_may_have_room()
 def audit_first_step(payload: Payload, parcels: list[placement.Parcel | placement.Code]) -> None:
     """Every arm's loss at its default, before anything is spent. Raises DeadTerm as a trial would."""
     placement.place(parcels)
@@ -89,13 +91,17 @@ def audit_first_step(payload: Payload, parcels: list[placement.Parcel | placemen
         next(iter(load_trainable(payload.study)(config, payload.context())), None)
 
 
-@ray.remote(num_returns=2)
-def open_test(study: Study, seed: int, dataset: Dataset, fit: str) -> tuple[dict[str, Rows], dict[str, Any]]:
+@another_node_may_have_room()
+def open_test(
+    study: Study, seed: int, dataset: Dataset, fit: str, parcels: list[placement.Parcel | placement.Code]
+) -> tuple[dict[str, Rows], dict[str, Any]]:
     """The rows to judge on by split, as students read them, and of each its true classes and segments."""
+    placement.place(parcels)
     rows = families.of(study).judged(study, seed, dataset, fit)
     return rows, {split: (r.y, dict(r.segments)) for split, r in rows.items()}
 
 
+@another_node_may_have_room()
 def judge_teacher(
     study: Study,
     seed: int,

@@ -1,6 +1,8 @@
 """What a machine has too little of, disk or GPU memory: it is no fault of what was being done, which is done again."""
 
+import contextlib
 import errno
+from collections.abc import Iterator
 from pathlib import Path
 
 from ray.exceptions import RayTaskError
@@ -8,12 +10,27 @@ from ray.exceptions import RayTaskError
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+class NodeFull(OSError):
+    """The disk of the node that this ran on is full; another node may have room."""
+
+
+@contextlib.contextmanager
+def another_node_may_have_room() -> Iterator[None]:
+    """Decorates a task: raises NodeFull for a full disk, at which Ray tries the task again."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise NodeFull(error.errno, error.strerror, error.filename) from error
+
+
 def what_is_full(error: BaseException | None, run: Path) -> str | None:
     """One sentence where `error`, or what a worker met, is a full disk or a used up quota; None where it is not."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     if not isinstance(cause, OSError) or cause.errno not in FULL:
         return None
-    place = cause.filename or f"a file of {run}"
+    place = cause.filename or f"a file of {run} or of the cache"
     return f"{place} cannot be written ({cause.strerror}): free some space, and try again; what is finished is kept"
 
 

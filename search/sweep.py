@@ -231,7 +231,7 @@ def _prepare(study: Study, ledger: Ledger, seed: int, options: Options, progress
             return [payload, *([] if code is None else [code]), *[parcels[which] for which in sets]]
 
         searched, confirmed = shared(TRAIN, [(TRAIN, 0)]), shared(study.confirm_on, confirm_sets)
-        ray.get(prepare.audit_first_step.remote(searched[0], searched[1:]))
+        ray.get(confirm.remote(prepare.audit_first_step, options).remote(searched[0], searched[1:]))
     return Prepared(dataset, searched, {TRAIN: searched} | {study.confirm_on: confirmed})
 
 
