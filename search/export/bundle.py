@@ -132,6 +132,10 @@ def _refuse_role(found: Confirmed, with_teachers: bool) -> None:
             f"{found.arm} needs its teachers at inference: give --with-teachers to export them too, or take one that "
             f"runs alone: {', '.join(alone)}"
         )
+    if needs and found.study.teacher_fitted_on is not None:
+        raise BadInput(
+            f"{found.arm} needs its teacher at inference, and of that there is a table of what it said of known rows"
+        )
     if with_teachers and not needs:
         raise BadInput(f"{found.arm} runs without its teachers: leave --with-teachers out")
 
