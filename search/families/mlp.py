@@ -48,7 +48,7 @@ def label(
 
 
 def notes(study: Study, teacher: Any, outputs: Any, fit: Rows) -> tuple[str, ...]:
-    return outside.notes(study, outside.right(outputs.logits, fit.y), len(fit))
+    return outside.notes(study, outside.right(outputs.logits, fit.y))
 
 
 def is_built(study: Study, seed: int, fit: Rows, dataset: Dataset, teacher_set: int) -> bool:

@@ -25,14 +25,14 @@ def artefact_of(study: Study, dataset: Dataset, fit: Rows) -> Artefact:
 
 def right(said: NDArray[Any], labels: NDArray[np.int64]) -> str:
     """How good logits (n, classes) are, in words."""
-    return f"is right on {float((said.argmax(axis=1) == labels).mean()):.1%}"
+    return f"is right on {float((said.argmax(axis=1) == labels).mean()):.1%} of {len(labels):,} rows"
 
 
-def notes(study: Study, how_good: str, rows: int) -> tuple[str, ...]:
-    """What a reader must know of a teacher that was fitted elsewhere. how_good: what it says of so many rows."""
+def notes(study: Study, how_good: str) -> tuple[str, ...]:
+    """What a reader must know of a teacher that was fitted elsewhere. how_good: what it says, in words."""
     if study.teacher_fitted_on is None:
         return ()
-    found = [f"the teacher from outside (fitted_on: {study.teacher_fitted_on}) {how_good} of {rows:,} rows"]
+    found = [f"the teacher from outside (fitted_on: {study.teacher_fitted_on}) {how_good}"]
     if study.teacher_fitted_on == "unknown":
         found.append("it is unknown what the teacher was fitted on: it may have seen the test rows too")
     if study.contaminated is not None:

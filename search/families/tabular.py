@@ -52,12 +52,12 @@ def label(study: Study, teacher: Teacher, fit: Rows, dataset: Dataset, validatio
 def notes(study: Study, teacher: Any, outputs: Any, fit: Rows) -> tuple[str, ...]:
     if study.teacher_fitted_on is None:
         return ()
-    quality = f"has an AUC of {auc(outputs.fit.T, fit.y)[0]:.3f}"
+    quality = f"has an AUC of {auc(outputs.fit.T, fit.y)[0]:.3f} on {len(fit):,} rows"
     as_given = (
         "the teacher's logits are learned from as they are given, not calibrated; where it was fitted on the training "
         "rows they are in sample there, and surer than of rows that it has not seen"
     )
-    return (*outside.notes(study, quality, len(fit)), as_given)
+    return (*outside.notes(study, quality), as_given)
 
 
 def is_built(study: Study, seed: int, fit: Rows, dataset: Dataset, teacher_set: int) -> bool:
