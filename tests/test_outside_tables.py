@@ -4,6 +4,7 @@ import json
 import re
 from collections import deque
 from dataclasses import asdict, replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -385,6 +386,18 @@ def test_named_rows_of_a_table_are_validated_on_and_what_is_known_of_it_stays(fo
     (tmp_path / "unseen.txt").write_text("3")
     with pytest.raises(datasets.BadData, match="copies of other rows cannot be validated on"):
         datasets.load(spec)
+
+
+def test_the_study_of_the_page_on_ones_own_data_can_run(tmp_path):
+    page = (Path(__file__).parents[1] / "docs/how-to/own-data.md").read_text()
+    (block,) = [b for b in re.findall(r"```yaml\n(.*?)```", page, re.S) if "logits" in b]
+    (tmp_path / "study.yaml").write_text(block)
+    frame = a_table(900).rename(columns={"customer": "customerID", "bought": "Churn"}).replace({"yes": "Yes"})
+    frame.assign(part=np.where(np.arange(900) % 2, "test", "fit")).to_csv(tmp_path / "churn.csv", index=False)
+    said(tmp_path / "said.csv", frame["amount"] - 7, frame["customerID"], "customerID")
+    study = load_study(tmp_path / "study.yaml")
+    refuse_unusable(study, lambda line: None)
+    assert "part" not in [column.name for column in datasets.load(asdict(study.data)).columns]
 
 
 # both together, from the file to the deployed student
