@@ -31,12 +31,29 @@ from trainables.datasets.order import in_order
 from trainables.variants import GATES
 
 NETS = """
+import torch
 from torch import nn
 
 
 def net(classes, features, width=6, drop=0.0):
     middle = [nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(drop)]
     return nn.Sequential(nn.Linear(features, width), *middle, nn.Linear(width, classes))
+
+
+class Tied(nn.Module):  # its table of constants is not saved, and two of its layers are one
+    def __init__(self, classes, features):
+        super().__init__()
+        self.register_buffer("scale", torch.linspace(1, 2, features), persistent=False)
+        self.first = nn.Linear(features, features)
+        self.second = self.first
+        self.head = nn.Linear(features, classes)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.second(torch.relu(self.first(x * self.scale)))))
+
+
+def tied(classes, features):
+    return Tied(classes, features)
 
 
 def single(classes, features):
@@ -176,6 +193,14 @@ def test_a_last_row_by_itself_is_not_trained_on_and_all_rows_may_be_one_batch(fo
         assert torch.allclose(layers(torch.from_numpy(x))[:, 0], end.logits(x)[1, :, 1], atol=1e-6)
 
 
+def test_constants_and_tied_weights_are_handed_over_too(folder):
+    of_net = replace(asked(folder, "hard_labels"), student=own(folder, "tied"))
+    end, x = last(tabular.train(of_net, context())), context().validation.x
+    layers = tabular.layers_of(end.state(), 2, 5, own(folder, "tied"))
+    with torch.no_grad():
+        assert torch.allclose(layers(torch.from_numpy(x))[:, 0], end.logits(x)[2, :, 1], atol=1e-6)
+
+
 # a network of one's own: the study
 
 
@@ -307,6 +332,20 @@ def data_of_study(folder):
     return asdict(load_study("promo-attention", [f"data={json.dumps(data_of(folder))}"]).data)
 
 
+def test_contaminated_validation_rows_are_learned_beside_only_where_that_is_accepted(folder, tmp_path):
+    teacher = said(tmp_path / "said.npy", NUMBERS) | {"fitted_on": "unknown"}
+    path = written(folder, tmp_path, teacher=teacher)
+    assert "accept_contaminated_validation: true" in refusal(path)
+    study = load_study(path, ["accept_contaminated_validation=true"])
+    data = datasets.load(asdict(study.data))
+    teacher = build_teacher(study, 0, data, "train", 0)
+    assert np.isin(data.validation.fingerprints(), teacher.fitted_on).all()
+    outputs = label(study, teacher, data, "train")
+    payload = payload_of(study, 0, data, "train", [outputs])
+    next(tabular.train(trial_config(study, "kd_uniform", study.arms["kd_uniform"].default, (0,), 1), payload.context()))
+    assert any("contaminated validation" in note for note in tables.notes(study, teacher, outputs, data.train))
+
+
 def test_arms_that_weigh_teachers_and_those_of_other_teachers_leave_the_study(folder, tmp_path):
     study = load_study(written(folder, tmp_path, teacher=said(tmp_path / "said.npy", NUMBERS)))
     assert list(study.arms) == [*STUDENTS, "uniform_blend", "teacher"]
@@ -392,8 +431,8 @@ def test_the_study_of_the_page_on_ones_own_data_can_run(tmp_path):
     page = (Path(__file__).parents[1] / "docs/how-to/own-data.md").read_text()
     (block,) = [b for b in re.findall(r"```yaml\n(.*?)```", page, re.S) if "logits" in b]
     (tmp_path / "study.yaml").write_text(block)
-    frame = a_table(900).rename(columns={"customer": "customerID", "bought": "Churn"}).replace({"yes": "Yes"})
-    frame.assign(part=np.where(np.arange(900) % 2, "test", "fit")).to_csv(tmp_path / "churn.csv", index=False)
+    frame = a_table(1200).rename(columns={"customer": "customerID", "bought": "Churn"}).replace({"yes": "Yes"})
+    frame.assign(part=np.where(np.arange(1200) % 2, "test", "fit")).to_csv(tmp_path / "churn.csv", index=False)
     said(tmp_path / "said.csv", frame["amount"] - 7, frame["customerID"], "customerID")
     study = load_study(tmp_path / "study.yaml")
     refuse_unusable(study, lambda line: None)

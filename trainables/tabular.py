@@ -174,7 +174,10 @@ class TablePack:
         return {name: total / rows for name, total in sums.items()}
 
     def _full_batch(self, draws: list[list[np.random.Generator]], sums: dict[str, Tensor]) -> list[Tensor]:
-        """The gradient of the mean over all rows, accumulated over chunks of them as they lie."""
+        """The gradient of the mean over all rows, accumulated over chunks of them as they lie.
+
+        A batch norm takes the statistics of its chunk.
+        """
         rows, gradients = len(self._y), [torch.zeros_like(p) for p in self.parameters]
         for chunk in torch.arange(rows, device=self._x.device).split(max(2, CHUNK // len(self.training) // 2 * 2)):
             if len(chunk) < self._least:

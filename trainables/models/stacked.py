@@ -49,7 +49,7 @@ class StackedModule(nn.Module):
             number = int(torch.randint(2**62, (), generator=generator))
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(number)
-                fresh = self._make().state_dict()
+                fresh = _tensors_of(self._make())
             for name, tensor in self.own().items():
                 tensor[seed] = fresh[name].to(tensor.dtype)
 
@@ -114,8 +114,16 @@ def module_of_seed(
 ) -> nn.Module:
     """One seed's module from a pack's state."""
     module = _maker(student, features, classes)()
-    module.load_state_dict({name: tensor[seed] for name, tensor in in_module(state).items()})
+    own = in_module(state)
+    with torch.no_grad():
+        for name, tensor in _tensors_of(module).items():
+            tensor.copy_(own[name][seed])
     return module
+
+
+def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, tied ones once, and buffers that a state dict leaves out too."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 def _maker(student: Mapping[str, Any], features: int, classes: int) -> Callable[[], nn.Module]:
