@@ -297,7 +297,7 @@ def _for_other_networks(plain: dict[str, Any], wanted: dict[str, Any]) -> dict[s
     plain = _without_published(plain)
     gone = {n for n, arm in plain["arms"].items() if "layers" in arm["default"] and "layers" not in arm["space"]}
     if _kind_of("student", wanted) != _kind_of("student", plain):
-        gone |= {name for name, arm in plain["arms"].items() if arm["student"]}
+        gone |= {name for name, arm in plain["arms"].items() if arm.get("student")}
     plain = _without_arms(plain, gone)
     arms = {}
     for name, arm in plain["arms"].items():
@@ -306,7 +306,7 @@ def _for_other_networks(plain: dict[str, Any], wanted: dict[str, Any]) -> dict[s
         if "layers" in arm["default"] and given and arm["default"]["layers"] not in given:
             arm = {**arm, "default": {**arm["default"], "layers": given[0]}}
         if _kind_of("student", wanted) == "factory":
-            arm = arm | {part: _without_keys(arm[part], OF_PERCEPTRON) for part in ("space", "default")}
+            arm = arm | {part: _without_keys(arm.get(part, {}), OF_PERCEPTRON) for part in ("space", "default")}
         arms[name] = arm
     trained_here = not isinstance(wanted.get("teacher"), dict) or "fitted_on" not in wanted["teacher"]
     return {**plain, "arms": arms} | ({} if trained_here else {"confirm_teachers": 1})

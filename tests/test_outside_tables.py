@@ -351,6 +351,9 @@ def test_arms_that_weigh_teachers_and_those_of_other_teachers_leave_the_study(fo
     assert list(study.arms) == [*STUDENTS, "uniform_blend", "teacher"]
     assert study.confirm_teachers == 1
     assert study.arms["teacher"].role == "reference"
+    with_both = load_study(tmp_path / "study.yaml", [f"student={json.dumps(own(folder))}"])
+    assert list(with_both.arms) == list(study.arms)
+    assert "hidden" not in with_both.arms["kd_uniform"].default
 
 
 NOISE = np.random.default_rng(0).normal(size=ROWS)

@@ -62,7 +62,8 @@ def _load(path: Path, spec: Mapping[str, Any], progress: Say | None) -> Dataset:
         frame = frame[kept]
     y = _classes(frame[spec["target"]], spec["target"], spec["positive"])
     shifted = None if spec["shift"] is None else _holds(spec["shift"], frame)
-    columns, x = _encoded(frame, features, spec)
+    frame = frame[features]
+    columns, x = _encoded(frame, spec)
     del frame  # as large as x
     identity = _fingerprints(x, kept)
     parts = _split(y, shifted, spec)
@@ -80,7 +81,7 @@ def numbered(spec: Mapping[str, Any], id_name: str | None = None) -> tuple[Indic
     frame, features = _read(Path(spec["path"]).expanduser().resolve(), spec, None)
     kept, _ = _rows_to_keep(frame, spec)
     prints: Indices = pd.util.hash_array(np.arange(len(kept))).view(np.int64)  # for those left out, in no split
-    prints[kept] = _fingerprints(_encoded(frame[kept], features, spec)[1], kept)
+    prints[kept] = _fingerprints(_encoded(frame.loc[kept, features], spec)[1], kept)
     if id_name not in frame:
         return prints, [str(number) for number in range(len(kept))]
     places, texts = _texts(frame[id_name])
@@ -91,12 +92,11 @@ def numbered(spec: Mapping[str, Any], id_name: str | None = None) -> tuple[Indic
     return prints[order], [texts[place] if place >= 0 else "" for place in places[order]]
 
 
-def _encoded(frame: pd.DataFrame, features: list[str], spec: Mapping[str, Any]) -> tuple[tuple[Column, ...], Floats]:
-    """The columns of these rows, and what stands in them (n, columns)."""
-    frame = frame[features]
-    if empty := [name for name in features if frame[name].isna().all()]:
+def _encoded(frame: pd.DataFrame, spec: Mapping[str, Any]) -> tuple[tuple[Column, ...], Floats]:
+    """The columns of these features, and what stands in them (n, columns)."""
+    if empty := [name for name in frame if frame[name].isna().all()]:
         raise BadData(f"features without a value in any row: give drop: {_names(spec, 'drop') + empty}")
-    columns = tuple(_column(frame[name], name, name in _names(spec, "categorical")) for name in features)
+    columns = tuple(_column(frame[name], name, name in _names(spec, "categorical")) for name in frame)
     return columns, encode_frame(frame, columns)
 
 
