@@ -350,11 +350,12 @@ def models_table(teacher: Json, unit: Unit) -> Table | None:
     """Teachers that are several models, one by one, as medians over the teacher sets."""
     if not teacher["models"]:
         return None
+    form = "calibrated" if "bytes" in teacher["models"][0] else "as its logits were given"
     table = new_table(
         f"teachers on test ({teacher['ensemble']['n']} sets)",
         ("model",),
         list(MODEL.values()),
-        caption="calibrated; accuracy and ECE in percent; times are measured while other trials ran",
+        caption=f"{form}; accuracy and ECE in percent; times are measured while other trials ran",
     )
     for model in teacher["models"]:
         table.add_row(model["name"], *(_of_model(key, model.get(key)) for key in MODEL))

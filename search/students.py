@@ -13,7 +13,7 @@ from search.weights import to_deploy
 from spaces import BadInput, Study, load_study, nearest
 
 # In the state of every student of a family, by which it is known from one of a user's own trainable.
-OF_FAMILY = {"mlp": "scaling.mean", "vision": "normalise.mean", "tabular": "model.weights.0"}
+OF_FAMILY = {"mlp": "scaling.mean", "vision": "normalise.mean", "tabular": "encoder.about"}
 
 
 @dataclass(frozen=True)

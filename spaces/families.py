@@ -37,6 +37,7 @@ ORDINARY: dict[str, tuple[str, ...]] = {
 # Hyperparameters that make a student larger: a class of `Study.sizes` fixes them. And how a class may read.
 SIZE_HYPERPARAMETERS: dict[str, tuple[str, ...]] = {"mlp": (), "vision": (), "tabular": ("hidden",)}
 EXAMPLE_SIZE = {"mlp": "{hidden: [16]}", "vision": "{width: 8}", "tabular": "{hidden: '16'}"}
+OF_PERCEPTRON = ("dropout", "hidden")  # which a module of the user's says by its own options
 _WEIGHTED_KD = ("temperature", "ce_weight", "kd_weight")
 _MASK = ("layers", "mask", "mask_percentile", "mask_edge")
 OF_VARIANT: dict[str, tuple[str, ...]] = {
@@ -70,8 +71,15 @@ WEIGHS_TEACHERS = (
     *("attention_student", "attention_blend", "global_gate_blend", "as_printed"),
     *("uniform_mix", "logistic_stack"),
 )
+# Variants whose gate reads the student's last hidden layer, which a module of the user's does not show.
+READS_HIDDEN = ("attention_blend", "as_printed")
 WITHOUT_TEACHER = ("hard_labels", "label_smoothing", "half_ce")
 NEEDS_TEACHER = tuple(v for v in OF_VARIANT if v not in WITHOUT_TEACHER)
+
+
+def of_student(hyperparameters: tuple[str, ...], kind: str) -> tuple[str, ...]:
+    """Those of these hyperparameters that a student of this kind has."""
+    return tuple(name for name in hyperparameters if kind != "factory" or name not in OF_PERCEPTRON)
 
 
 def _known(variant: str) -> str:
@@ -241,7 +249,8 @@ class CsvTable:
     to, such as ids. categorical: columns of numbers that are names. shift: a condition such as "SpecialDay > 0" or
     "Month == Nov"; rows where it holds are tested on and never trained on, without it `test_fraction` is drawn.
     duplicates: rows that are equal in every cell. segments: columns by whose values results are broken down.
-    least_test_positives: a shift that leaves fewer of either class to test on is refused.
+    least_test_positives: a shift that leaves fewer of either class to test on is refused. validation_rows: see
+    `ImageFolder`; a row's name is its number in the file, from 0 for the first below the header.
     """
 
     path: str
@@ -261,6 +270,7 @@ class CsvTable:
     split_seed: int = Field(default=0, ge=0, lt=2**32)
     segments: tuple[str, ...] = ()
     least_test_positives: Positive = 200
+    validation_rows: str | None = None
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -274,6 +284,7 @@ class TableMlp:
     kind: Literal["table_mlp"] = "table_mlp"
 
 
+GIVEN = "teacher"  # how the one teacher from outside of a table is called among its arms
 TableModel = Literal["xgboost", "random_forest", "lightgbm", "logistic_regression"]
 
 
@@ -465,8 +476,8 @@ KINDS: dict[str, dict[str, dict[str, type]]] = {
     },
     "tabular": {
         "data": {"promotions": Promotions, "csv": CsvTable},
-        "student": {"table_mlp": TableMlp},
-        "teacher": {"table_models": TableModels},
+        "student": {"table_mlp": TableMlp, "factory": FactoryStudent},
+        "teacher": {"table_models": TableModels, "logits": LogitsTeacher},
     },
 }
 TAGS = {kind for family in KINDS.values() for kinds in family.values() for kind in kinds}

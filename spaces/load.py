@@ -14,7 +14,16 @@ import pydantic
 import yaml
 
 from spaces import attention_transfer, mlp_ensemble, promo_attention
-from spaces.families import KINDS, ORDINARY, SIZE_HYPERPARAMETERS, TAGS, WEIGHS_TEACHERS
+from spaces.families import (
+    GIVEN,
+    KINDS,
+    OF_PERCEPTRON,
+    ORDINARY,
+    READS_HIDDEN,
+    SIZE_HYPERPARAMETERS,
+    TAGS,
+    WEIGHS_TEACHERS,
+)
 from spaces.outside import FILES
 from spaces.study import A_A_CONTROL, BASELINE, Study, sized
 from trainables.names import is_own, nearest
@@ -24,6 +33,7 @@ BUILT_IN: dict[str, Study] = {
     for study in (mlp_ensemble.STUDY, promo_attention.STUDY, attention_transfer.CIFAR10, attention_transfer.DIGITS)
 }
 _STUDY = pydantic.TypeAdapter(Study)
+_ENCODED_FOR_ITSELF = ("factory", "torchscript", "onnx")
 # The parts of a study that name arms, and which arms one item of each is about.
 _ASKED_OF: dict[str, Callable[[Any], Iterable[str]]] = {
     "contrasts": lambda contrast: (contrast[0], contrast[1]),
@@ -205,7 +215,10 @@ def _laid_over(base: dict[str, Any], changes: Sequence[dict[str, Any]]) -> dict[
         before = _for_other_networks(before, merged)
     if before is not base:
         merged = functools.reduce(_merge, changes, before)
-    return _with_an_arm_for_each_teacher(base, _without_those_left_out(base, merged))
+    merged = _without_those_left_out(base, merged)
+    if _kind_of("student", merged) == "factory" != _kind_of("student", base):
+        merged = _without_arms(merged, _of_variants(merged, READS_HIDDEN))
+    return _with_an_arm_for_each_teacher(base, merged)
 
 
 def _kind_of(part: str, raw: dict[str, Any]) -> Any:
@@ -278,12 +291,13 @@ def _for_other_networks(plain: dict[str, Any], wanted: dict[str, Any]) -> dict[s
 
     What a source measured with its own networks says nothing of these, and arms that change a ResNet student or read
     fixed layers of a ResNet teacher go with it. Default layers give way to the first of those that `wanted` searches;
-    one teacher from outside serves all seeds.
+    the hyperparameters of a perceptron go where the student is a module of the user's; one teacher from outside serves
+    all seeds.
     """
     plain = _without_published(plain)
     gone = {n for n, arm in plain["arms"].items() if "layers" in arm["default"] and "layers" not in arm["space"]}
     if _kind_of("student", wanted) != _kind_of("student", plain):
-        gone |= {name for name, arm in plain["arms"].items() if arm["student"]}
+        gone |= {name for name, arm in plain["arms"].items() if arm.get("student")}
     plain = _without_arms(plain, gone)
     arms = {}
     for name, arm in plain["arms"].items():
@@ -291,9 +305,15 @@ def _for_other_networks(plain: dict[str, Any], wanted: dict[str, Any]) -> dict[s
         given = choices.get("choices") if isinstance(choices, dict) else None
         if "layers" in arm["default"] and given and arm["default"]["layers"] not in given:
             arm = {**arm, "default": {**arm["default"], "layers": given[0]}}
+        if _kind_of("student", wanted) == "factory":
+            arm = arm | {part: _without_keys(arm.get(part, {}), OF_PERCEPTRON) for part in ("space", "default")}
         arms[name] = arm
     trained_here = not isinstance(wanted.get("teacher"), dict) or "fitted_on" not in wanted["teacher"]
     return {**plain, "arms": arms} | ({} if trained_here else {"confirm_teachers": 1})
+
+
+def _without_keys(given: dict[str, Any], gone: Iterable[str]) -> dict[str, Any]:
+    return {key: value for key, value in given.items() if key not in gone}
 
 
 def _with_fingerprint(raw: dict[str, Any]) -> dict[str, Any]:
@@ -346,16 +366,24 @@ def _with_an_arm_for_each_teacher(before: dict[str, Any], raw: dict[str, Any]) -
         return raw
     gone = {name for name, arm in arms.items() if _teacher_alone(arm) in set(old) - set(new)}
     if len(new) == 1:
-        gone |= {name for name, arm in arms.items() if isinstance(arm, dict) and arm.get("variant") in WEIGHS_TEACHERS}
+        gone |= _of_variants(raw, WEIGHS_TEACHERS)
     about = {"variant": "one_teacher", "teacher_rows": "own", "about": "the teacher alone"}
     shown = {*old, *arms, *(_teacher_alone(arm) for arm in arms.values())}
     added = {m: {**about, "default": {"teacher": m}} for m in new if m not in shown}
     return _without_arms({**raw, "arms": {**arms, **added}}, gone)
 
 
+def _of_variants(raw: dict[str, Any], variants: Sequence[str]) -> set[str]:
+    """The names of the arms with one of these variants."""
+    arms = raw["arms"] if isinstance(raw.get("arms"), dict) else {}
+    return {name for name, arm in arms.items() if isinstance(arm, dict) and arm.get("variant") in variants}
+
+
 def _models(raw: dict[str, Any]) -> list[str] | None:
     """The names of a table study's teachers, or None where there are none or they are malformed."""
     teacher = raw.get("teacher")
+    if raw.get("family") == "tabular" and _kind_of("teacher", raw) == "logits":
+        return [GIVEN]
     models = teacher.get("models") if isinstance(teacher, dict) else None
     return list(models) if isinstance(models, list | tuple) and all(isinstance(m, str) for m in models) else None
 
@@ -436,8 +464,14 @@ def _spaces(arms: Any) -> dict[str, dict[str, Any]]:
 
 
 def _validate(raw: Mapping[str, Any]) -> Study:
-    for part, kinds in KINDS.get(str(raw.get("family")), {}).items():
+    family = str(raw.get("family"))
+    for part, kinds in KINDS.get(family, {}).items():
         given = raw[part].get("kind") if isinstance(raw.get(part), dict) else None
+        if (family, part) == ("tabular", "teacher") and given in _ENCODED_FOR_ITSELF:
+            raise BadInput(
+                f"teacher.kind={given}: a model from outside reads a table in an encoding of its own, which is not "
+                "known here: give what it said of every row, as kind: logits"
+            )
         if given is not None and given not in kinds:
             raise BadInput(_unknown_kind(part, given, kinds))
     try:

@@ -150,8 +150,9 @@ class GraphTeacher:
 class LogitsTeacher:
     """What a teacher said of every row: `.npy` or `.npz` (rows, classes), `.csv` or `.parquet` with a column a class.
 
-    One row for each row of the data, in its order; or with `id`, the name of the column (or of the array) that says
-    which row each is of: a file's name as `train/cat/1.png`, else the row's number from 0.
+    Of two classes one column will do, the logit of the second. One row for each row of the data, in its order; or with
+    `id`, the name of the column (or of the array) that says which row each is of: a file's name as `train/cat/1.png`,
+    what a table of one's own has in its column of that name, else the row's number from 0.
     """
 
     path: str

@@ -20,6 +20,7 @@ from spaces.families import (
     EXAMPLE_SIZE,
     EXAMPLES,
     FULL_BATCH,
+    GIVEN,
     KINDS,
     LEAST_BATCH,
     LIMITS,
@@ -29,6 +30,7 @@ from spaces.families import (
     OF_FAMILY,
     OF_VARIANT,
     ORDINARY,
+    READS_HIDDEN,
     REFERENCES,
     SIZE_HYPERPARAMETERS,
     WEIGHS_TEACHERS,
@@ -41,6 +43,7 @@ from spaces.families import (
     Teacher,
     Variant,
     Views,
+    of_student,
 )
 from spaces.outside import OutsideTeacher
 from spaces.space import STRICT, Choice, Config, Dimension, Range, Scalar, Space, TeacherRows
@@ -359,14 +362,15 @@ class Study:
                 "objective: latency is measured of images' and tables' students; for the family mlp use params"
             )
         seen: dict[str, str] = {}
+        of_size = of_student(SIZE_HYPERPARAMETERS[self.family], self.student.kind)
         for name, different in {"": {}, **self.sizes}.items():
             if name and not re.fullmatch(r"[A-Za-z0-9_]+", name):
                 raise ValueError(f"sizes: a name must be letters, digits and _, got {name!r}")
             if name and not different:
                 raise ValueError(f"sizes.{name} is empty: say what its student has different")
-            fixed = {k: v for k, v in different.items() if k in SIZE_HYPERPARAMETERS[self.family]}
+            fixed = {k: v for k, v in different.items() if k in of_size}
             own = {k: v for k, v in different.items() if k not in fixed}
-            _refuse_unknown_fields(f"sizes.{name}", own, self.student, SIZE_HYPERPARAMETERS[self.family])
+            _refuse_unknown_fields(f"sizes.{name}", own, self.student, of_size)
             made = repr((type(self.student)(**{**asdict(self.student), **own}), fixed))
             if made in seen:
                 raise ValueError(f"sizes.{name} is the same student as {seen[made] or 'that of the study'}")
@@ -417,6 +421,13 @@ class Study:
         return self.teacher.fitted_on if isinstance(self.teacher, OutsideTeacher) else None
 
     @property
+    def teachers(self) -> tuple[str, ...]:
+        """The names of a table's teachers; of other families none."""
+        if isinstance(self.teacher, TableModels):
+            return self.teacher.models
+        return (GIVEN,) if self.family == "tabular" else ()
+
+    @property
     def has_unseen_validation(self) -> bool:
         """Whether the study names the rows to validate on, which the teacher never saw."""
         return getattr(self.data, "validation_rows", None) is not None
@@ -439,9 +450,14 @@ class Study:
                 f"arms.{name}.variant of the family {self.family} must be one of {', '.join(allowed)}, "
                 f"got {arm.variant}"
             )
-        ordinary = () if arm.variant in REFERENCES else ORDINARY[self.family]
+        if self.student.kind == "factory" and arm.variant in READS_HIDDEN:
+            raise ValueError(
+                f"arms.{name}: the gate of {arm.variant} reads the student's last hidden layer, which a module of your "
+                f"own does not show: leave the arm out with arms: {{{name}: null}}"
+            )
+        ordinary = () if arm.variant in REFERENCES else of_student(ORDINARY[self.family], self.student.kind)
         wanted = {*ordinary, *(arm.default if is_own(arm.variant) else OF_VARIANT[arm.variant])}
-        models = self.teacher.models if isinstance(self.teacher, TableModels) else ()
+        models = self.teachers
         if arm.variant in WEIGHS_TEACHERS and len(models) < 2:
             raise ValueError(f"arms.{name}: {arm.variant} weighs several teachers, and the study has {len(models)}")
         configs = {"default": arm.default, **({"published.config": arm.published.config} if arm.published else {})}

@@ -16,7 +16,7 @@ from tests.made_images import SMALL, context_of
 from trainables import datasets, mlp, vision
 from trainables.context import Context
 from trainables.models.networks import Unusable, made, map_shapes, network
-from trainables.models.stacked import StackedModule
+from trainables.models.stacked import StackedModule, stacked_of
 from trainables.streams import Streams
 
 SOURCE = '''
@@ -316,7 +316,7 @@ def test_packed_seeds_of_a_module_are_those_of_each_alone(code, options, why):
     study, data = table_study(code, "table", **options)
     config = trial_config(study, "hard_labels", study.arms["hard_labels"].default, (0, 1, 2), 3)
     context = context_of_table(study, data)
-    stacked = mlp.stacked_of(study.student_of("hard_labels"), 20, 2, 3)
+    stacked = stacked_of(study.student_of("hard_labels"), 20, 2, 3)
     assert stacked.why_alone == why
     torch.set_default_dtype(torch.float64)
     try:
@@ -374,7 +374,9 @@ def test_a_module_that_vmap_cannot_run_trains_one_seed_after_another():
     assert stacked.why_alone.startswith("vmap cannot run it")
     stacked.initialise([torch.Generator().manual_seed(i) for i in (1, 2)])
     x = torch.rand(1, 5, 3)
-    assert torch.equal(stacked(x)[1], stacked.single(1)(x[0]))
+    alone = Asks()
+    alone.load_state_dict({name: tensor[1] for name, tensor in stacked.own().items()})
+    assert torch.equal(stacked(x)[1], alone(x[0]))
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from search.payload import build_teacher, label, payload_of, refuse_unusable, te
 from spaces import BadInput, adjust, load_study, to_yaml
 from tests.made_images import SMALL
 from tests.test_networks import SOURCE
+from tests.test_table_sweep import a_table
 from trainables import datasets, vision
 from trainables.artefacts import reopen
 from trainables.datasets.order import in_order
@@ -561,8 +562,11 @@ def test_every_study_of_the_page_on_models_is_one_that_can_run(tmp_path):
     order = in_order({"kind": "digits"})
     seen = np.isin(order.fingerprints, data.validation.fingerprints())
     (tmp_path / "unseen.txt").write_text("\n".join(map(str, np.flatnonzero(seen))))
+    a_table().rename(columns={"customer": "customerID", "bought": "Churn"}).replace({"yes": "Yes"}).to_csv(
+        tmp_path / "churn.csv", index=False
+    )
     blocks = re.findall(r"```yaml\n(.*?)```", page, re.S)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     for block in blocks:
         (tmp_path / "study.yaml").write_text(block)
         study = load_study(tmp_path / "study.yaml")

@@ -1,7 +1,6 @@
 """The MLP family's trainable: a pack of small students on table rows, by any variant."""
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,7 @@ from trainables.datasets import Scaling, refuse_overlap
 from trainables.evaluation import validation_metrics
 from trainables.losses import cross_entropy, is_finite
 from trainables.models.mlp import parameter_count, single_of
-from trainables.models.networks import made
-from trainables.models.stacked import StackedModule
+from trainables.models.stacked import StackedModule, module_of_seed, stacked_of
 from trainables.own_variants import Shapes, extras_of, packed_parts, packed_variant
 from trainables.packing import Loss, Pack, shuffled_within_class
 from trainables.variants import Outputs
@@ -108,17 +106,7 @@ def layers_of(state: Mapping[str, Tensor], seed: int, student: Mapping[str, Any]
     """One seed's network from a pack's state: standardised features (n, features) -> logits (n, classes)."""
     if student is None or student["kind"] == "mlp":
         return single_of(state, seed)
-    own = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
-    seeds = next(v.shape[0] for k, v in own.items() if k.startswith("weights."))
-    stacked = stacked_of(student, state["scaling.mean"].numel(), int(own["classes"]), seeds)
-    stacked.load_state_dict(own)
-    return stacked.single(seed)
-
-
-def stacked_of(student: Mapping[str, Any], features: int, classes: int, seeds: int) -> StackedModule:
-    """A pack of the user's module. Raises Unusable for a function that cannot be used."""
-    sizes = {"classes": classes, "features": features}
-    return StackedModule(partial(made, student["function"], sizes, student["options"]), seeds, features, classes)
+    return module_of_seed(student, state["scaling.mean"].numel(), int(state["model.classes"]), state, seed)
 
 
 def _network(student: Mapping[str, Any], features: int, classes: int, seeds: int) -> tuple[StackedModule | None, int]:

@@ -1,12 +1,14 @@
 """The table family's trainable: a pack of small students of a binary label, with what teachers say of every row.
 
-A student has one output, the logit of class 1. Its teachers are models of any kind; what they say of the rows has been
-computed before, so nothing here runs them. Seeds stop one by one when validation AUC has not risen for `patience`
-epochs; a stopped seed keeps its best state and is charged no further epochs.
+A student has one output, the logit of class 1; of a module of the user's it is the difference of its two logits. Its
+teachers are models of any kind; what they say of the rows has been computed before, so nothing here runs them. Seeds
+stop one by one when validation AUC has not risen for `patience` epochs; a stopped seed keeps its best state and is
+charged no further epochs.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,8 @@ from trainables.early_stopping import Curve
 from trainables.encoding import Encoder
 from trainables.losses import cross_entropy, is_finite
 from trainables.models.gate import Gate
-from trainables.models.mlp import StackedMLP, parameter_count, single_of
+from trainables.models.mlp import StackedMLP, single_of
+from trainables.models.stacked import StackedModule, in_module, module_of_seed, stacked_of
 from trainables.names import is_own
 from trainables.own_variants import Part, Shapes, extras_of, packed_parts, packed_variant
 from trainables.packing import StackedAdam, dropout_masks, shuffled_within_class
@@ -32,6 +35,9 @@ from trainables.views import as_tensor
 
 CHUNK = 1 << 17  # rows x seeds of one forward pass: a full batch accumulates its gradient over so many
 FULL = "full"
+GATE_HIDDEN = 32  # of a gate with a network of its own, where the student does not say
+
+Score = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 
 def train(config: TrialConfig, context: Context) -> Iterator[EpochResult]:
@@ -86,23 +92,22 @@ class TablePack:
         self._x, self._y = as_tensor(context.fit.x, context.device), as_tensor(context.fit.y, context.device)
         dtype = torch.get_default_dtype()
         self._x = self._x if self._x.dtype == dtype else self._x.to(dtype)
-        widths = [self._x.shape[1], *map(int, str(hp["hidden"]).split("-")), 1]
-        self.model = StackedMLP(widths, len(replicates), [hp["dropout"]] * (len(widths) - 2))
+        self.model = _students(config, self._x.shape[1])
         self.model.initialise([streams.generator("init", r) for r in replicates])
-        self.gate = _gate(config, widths, self._teachers, streams)
+        self.gate = _gate(config, self.model.widths, self._teachers, streams)
         for network in (self.model, self.gate):
             if network is not None:
                 network.to(device=context.device, dtype=dtype)
         about = shapes(config, self._teachers)
         extras = [extras_of(config.variant, *about, hp, streams, r) for r in replicates]
         self._parts: dict[str, Part] = packed_parts(extras, context.device, dtype)
-        self.parameter_count = parameter_count(widths)
+        self.parameter_count = sum(p[0].numel() for p in self.model.parameters())
         self.training = list(range(len(replicates)))
         self._members, self._whose = self._fit_members(dtype)
         self._adam = StackedAdam(self.parameters, hp["learning_rate"], hp["weight_decay"])
         self._patience = config.patience if context.validation is not None else None  # nothing says when to stop
         self._curve = Curve(len(replicates), self._patience)
-        self._best = {name: p.detach().clone() for name, p in self._named()}
+        self._best = {name: tensor.detach().clone() for name, tensor in self._current()}
         self._variant = packed_variant(config.variant, *self._first_rows(slice(0, BATCH)), hp)
 
     @property
@@ -121,12 +126,33 @@ class TablePack:
         parts = [(f"extras.{n}.{k}", p) for n, part in self._parts.items() for k, p in part.parameters.items()]
         return [*((f"model.{k}", p) for k, p in self.model.named_parameters()), *gate, *parts]
 
+    def _current(self) -> list[tuple[str, Tensor]]:
+        """Parameters, and the buffers of a module of the user's; each (seeds in training, ...)."""
+        kept = self.model.kept.named_buffers() if isinstance(self.model, StackedModule) else ()
+        return [*self._named(), *((f"model.kept.{k}", buffer) for k, buffer in kept)]
+
+    @property
+    def _deployed(self) -> dict[str, Tensor]:
+        return self._best if self._patience is not None else dict(self._current())
+
+    @property
+    def _least(self) -> int:
+        """Rows of a batch that is trained on."""
+        return 2 if isinstance(self.model, StackedModule) and self._config.hp["batch_size"] != 1 else 1
+
     # Training.
 
     def train_epoch(self, epoch: int) -> dict[str, Tensor]:
-        """One pass over the rows for the seeds that still train; returns each term's mean over the pass."""
+        """One pass over the rows for the seeds that still train; returns each term's mean over the pass.
+
+        A batch of a single row is left out for a module of the user's: a batch norm cannot train on it.
+        """
         if not self.training:
             return {}
+        self.model.train()
+        if isinstance(self.model, StackedModule):
+            streams, own = self._context.streams, [self._config.replicates[s] for s in self.training]
+            self.model.begin([streams.number("dropout", r, epoch) for r in own])
         rows, size = len(self._y), self._config.hp["batch_size"]
         draws = [
             [self._generator(f"dropout {layer}", s, epoch) for s in self.training]
@@ -141,14 +167,21 @@ class TablePack:
                 [torch.randperm(rows, generator=self._stream("order", s, epoch)) for s in self.training]
             )
             for batch in order.to(self._x.device).split(int(size), dim=1):
+                if batch.shape[1] < self._least:
+                    continue
                 terms = self._terms(self._x[batch], self._y[batch], batch, draws)
                 self._adam.step(self._gradient(terms, batch.shape[1], sums))
         return {name: total / rows for name, total in sums.items()}
 
     def _full_batch(self, draws: list[list[np.random.Generator]], sums: dict[str, Tensor]) -> list[Tensor]:
-        """The gradient of the mean over all rows, accumulated over chunks of them as they lie."""
+        """The gradient of the mean over all rows, accumulated over chunks of them as they lie.
+
+        A batch norm takes the statistics of its chunk.
+        """
         rows, gradients = len(self._y), [torch.zeros_like(p) for p in self.parameters]
         for chunk in torch.arange(rows, device=self._x.device).split(max(2, CHUNK // len(self.training) // 2 * 2)):
+            if len(chunk) < self._least:
+                continue
             part = slice(int(chunk[0]), int(chunk[-1]) + 1)
             labels = self._y[part].expand(len(self.training), -1)
             terms = self._terms(self._x[part].unsqueeze(0), labels, part, draws)
@@ -170,11 +203,9 @@ class TablePack:
 
     def _forward(self, x: Tensor, keep: Sequence[Tensor | None] = ()) -> Outputs:
         """x: (S or 1, batch, features)."""
-        hidden = self.model.hidden(x, keep)
+        scores, hidden = _scored(self.model, x, keep)
         gate = None if self.gate is None else self.gate(x, hidden)
-        return Outputs(
-            two_class(self.model.head(hidden).squeeze(-1)), {"hidden": hidden}, gate=gate, extras=self._parts
-        )
+        return Outputs(two_class(scores), {} if hidden is None else {"hidden": hidden}, gate=gate, extras=self._parts)
 
     def _shown(self, rows: Tensor | slice) -> Outputs | None:
         """What the teachers say of these rows: a slice of them for all seeds, or (S, batch) for each its own."""
@@ -191,6 +222,7 @@ class TablePack:
 
     def _first_rows(self, rows: slice) -> tuple[Outputs, Outputs | None, Tensor]:
         """What the loss is given of these rows in the order that they lie in, without dropout."""
+        self.model.eval()
         student = self._forward(self._x[rows].unsqueeze(0))
         return student, self._shown(rows), self._y[rows].expand(student.logits.shape[:-1])
 
@@ -233,12 +265,12 @@ class TablePack:
         rows = self._context.validation
         assert rows is not None
         if self.training:
-            scores = self._scores(rows.x, rows.teachers, dict(self._named()), self.training)
+            scores = self._scores(rows.x, rows.teachers, dict(self._current()), self.training)
             labels = as_tensor(rows.y, self._context.device).expand(scores.shape)
             nll = cross_entropy(two_class(scores), labels).mean(dim=1).cpu().numpy().astype(np.float64)
             improved, stopped = self._curve.enter(epoch, self.training, auc(scores.double().cpu().numpy(), rows.y), nll)
-            for name, p in self._named():
-                self._best[name][[self.training[i] for i in improved]] = p.detach()[improved]
+            for name, tensor in self._current():
+                self._best[name][[self.training[i] for i in improved]] = tensor.detach()[improved]
             if stopped:
                 self._drop(stopped)
         if self._patience is None:
@@ -253,6 +285,8 @@ class TablePack:
         self._adam.keep(left)
         for p in self.parameters:
             p.data = p.data[left]
+        if isinstance(self.model, StackedModule):
+            self.model.keep(left)
         self._whose = self._whose[left]
         self.training = [self.training[i] for i in left]
 
@@ -260,31 +294,28 @@ class TablePack:
 
     def logits(self, x: NDArray[Any], teachers: NDArray[np.float32] | None = None) -> Tensor:
         """x: (n, features) encoded; teachers: (sets, n, teachers) for students that need them -> (S, n, 2)."""
-        weights = self._best if self._patience is not None else dict(self._named())
-        return two_class(self._scores(x, teachers, weights, range(len(self._config.replicates))))
+        return two_class(self._scores(x, teachers, self._deployed, range(len(self._config.replicates))))
 
     @torch.no_grad()
     def gates(self, x: NDArray[Any]) -> Tensor | None:
         """(S, n, teachers) of rows, or None where the arm has no gate."""
         if self.gate is None:
             return None
-        model, gate = self._loaded(self._best if self._patience is not None else dict(self._named()))
+        score, gate = self._loaded(self._deployed)
         assert gate is not None
-        parts = self._chunks(x)
-        return torch.cat([gate(part, model.hidden(part)) for part in parts], dim=1)
+        return torch.cat([gate(part, score(part)[1]) for part in self._chunks(x)], dim=1)
 
     @torch.no_grad()
     def _scores(
         self, x: NDArray[Any], teachers: NDArray[np.float32] | None, weights: Mapping[str, Tensor], seeds: Sequence[int]
     ) -> Tensor:
         """(seeds, n): the logit of class 1, of the student or of its blend with its teachers."""
-        model, gate = self._loaded(weights)
+        score, gate = self._loaded(weights)
         hp, blend = self._config.hp, self._config.variant in BLENDS
         sets = [self._config.replicates[s] % len(self._context.teachers) for s in seeds]
         found, start = [], 0
         for part in self._chunks(x):
-            hidden = model.hidden(part)
-            scores = model.head(hidden).squeeze(-1)
+            scores, hidden = score(part)
             if blend:
                 assert teachers is not None
                 said = self._as_fitted(as_tensor(teachers[:, start : start + part.shape[1]])[sets], sets)
@@ -307,30 +338,35 @@ class TablePack:
         parts = as_tensor(x).split(max(1, CHUNK // len(self._config.replicates)))
         return [part.to(self._context.device, dtype).unsqueeze(0) for part in parts]
 
-    def _loaded(self, weights: Mapping[str, Tensor]) -> tuple[StackedMLP, Gate | None]:
+    def _loaded(self, weights: Mapping[str, Tensor]) -> tuple[Score, Gate | None]:
         """Networks with these weights, (seeds, ...), which may be more seeds than still train."""
-        own = {k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")}
-        model = StackedMLP(self.model.widths, len(own["weights.0"]), self.model.dropout)
-        for name, p in model.named_parameters():
-            p.data = own[name].detach()
+        score: Score
+        if isinstance(self.model, StackedModule):
+            self.model.eval()
+            score = partial(_scored, self.model, state=in_module(weights))
+        else:
+            model = StackedMLP(self.model.widths, len(weights["model.weights.0"]), self.model.dropout)
+            for name, p in model.named_parameters():
+                p.data = weights[f"model.{name}"].detach()
+            score = partial(_scored, model)
         if self.gate is None:
-            return model, None
+            return score, None
         gate = self.gate.like()
         for name, p in gate.named_parameters():
             p.data = weights[f"gate.{name}"].detach()
-        return model, gate
+        return score, gate
 
     # State.
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next epoch depends on, and the encoder: `model.*` and `gate.*` are what is deployed."""
-        deployed = self._best if self._patience is not None else dict(self._named())
-        current = {f"optimiser.current.{k}": p.detach().clone() for k, p in self._named()}
+        current = {f"optimiser.current.{k}": tensor.detach().clone() for k, tensor in self._current()}
         moments = {f"optimiser.{k}": v.clone() for k, v in self._adam.state().items()}
         training = {"optimiser.training": torch.tensor(self.training, dtype=torch.int64)}
         curve = {f"optimiser.curve.{k}": torch.from_numpy(v) for k, v in self._curve.state().items()}
         encoder = {f"encoder.{k}": v for k, v in self._context.encoder.items()}
-        return {k: v.detach().clone() for k, v in deployed.items()} | current | moments | training | curve | encoder
+        deployed = {k: v.detach().clone() for k, v in self._deployed.items()}
+        return deployed | current | moments | training | curve | encoder
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take up where another pack of the same configuration stood."""
@@ -340,8 +376,8 @@ class TablePack:
         if stopped:
             self._drop(stopped)
         with torch.no_grad():
-            for name, p in self._named():
-                p.copy_(state[f"optimiser.current.{name}"])
+            for name, tensor in self._current():
+                tensor.copy_(state[f"optimiser.current.{name}"])
             for name, moment in self._adam.state().items():
                 moment.copy_(state[f"optimiser.{name}"])
         self._curve.load_state({k.removeprefix("optimiser.curve."): v.numpy() for k, v in state.items()})
@@ -355,8 +391,31 @@ class TablePack:
 
 def shapes(config: TrialConfig, teachers: int) -> tuple[Shapes, Shapes | None]:
     """What a user's variant is given of one row, of student and teachers; the teachers' logits are of their mean."""
-    student = {"logits": (2,), "features.hidden": (int(str(config.hp["hidden"]).split("-")[-1]),)}
+    student: Shapes = {"logits": (2,)}
+    if config.student["kind"] != "factory":
+        student = {**student, "features.hidden": (int(str(config.hp["hidden"]).split("-")[-1]),)}
     return student, None if config.teacher_rows == "none" else {"logits": (2,), "members": (teachers,)}
+
+
+def _students(config: TrialConfig, features: int) -> StackedMLP | StackedModule:
+    if config.student["kind"] == "factory":
+        return stacked_of(config.student, features, 2, len(config.replicates))
+    widths = [features, *map(int, str(config.hp["hidden"]).split("-")), 1]
+    return StackedMLP(widths, len(config.replicates), [config.hp["dropout"]] * (len(widths) - 2))
+
+
+def _scored(
+    model: StackedMLP | StackedModule,
+    x: Tensor,
+    keep: Sequence[Tensor | None] = (),
+    state: Mapping[str, Tensor] | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """x: (S or 1, batch, features) -> the logit of class 1 (S, batch) and, of a perceptron, its last hidden layer."""
+    if isinstance(model, StackedModule):
+        logits = model(x, state)
+        return logits[..., 1] - logits[..., 0], None
+    hidden = model.hidden(x, keep)
+    return model.head(hidden).squeeze(-1), hidden
 
 
 def _gate(config: TrialConfig, widths: Sequence[int], teachers: int, streams: Streams) -> Gate | None:
@@ -364,7 +423,7 @@ def _gate(config: TrialConfig, widths: Sequence[int], teachers: int, streams: St
     if kind is None:
         return None
     layers = {
-        "own": [widths[0], config.student["gate_hidden"], teachers],
+        "own": [widths[0], config.student.get("gate_hidden", GATE_HIDDEN), teachers],
         "shared": [widths[-2], teachers],
         "global": [1, teachers],
     }
@@ -415,17 +474,39 @@ def _combined(config: TrialConfig, context: Context, replicate: int) -> Any:
     return lambda said: stack.decision_function(said)
 
 
+class Difference(nn.Module):
+    """A module's logits of two classes (n, 2) as the logit of class 1 (n, 1)."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.module(x)
+        return logits[:, 1:] - logits[:, :1]
+
+
+def layers_of(
+    state: Mapping[str, Tensor], seed: int, features: int, student: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """One seed's network from a pack's state: encoded rows (n, features) -> logit of class 1 (n, 1)."""
+    if student is None or student["kind"] != "factory":
+        return single_of(state, seed)
+    return Difference(module_of_seed(student, features, 2, state, seed))
+
+
 class Student(nn.Module):
     """One trained student with its preprocessing: a table's columns (n, columns) float64 -> logit of class 1 (n,).
 
     It needs no teacher, and nothing but torch: what the columns are is in its state.
     """
 
-    def __init__(self, state: Mapping[str, Tensor], seed: int) -> None:
-        """state: of an `EpochResult`; seed: its place in the pack."""
+    def __init__(self, state: Mapping[str, Tensor], seed: int, student: Mapping[str, Any] | None = None) -> None:
+        """state: of an `EpochResult`; seed: its place in the pack; student: what it is, unless a perceptron."""
         super().__init__()
-        self.layers = single_of(state, seed)
         self.encoder = Encoder.of({k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")})
+        self.layers = layers_of(state, seed, len(self.encoder.names), student)
+        self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
         logit: Tensor = self.layers(self.encoder(x)).squeeze(-1)

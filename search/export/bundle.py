@@ -126,8 +126,13 @@ def _files(folder: Path) -> set[str]:
 
 def _refuse_role(found: Confirmed, with_teachers: bool) -> None:
     needs = found.study.arms[found.arm].role == "needs_teachers"
+    alone = [name for name, arm in found.study.arms.items() if arm.role == "student"]
+    if needs and found.study.teacher_fitted_on is not None:
+        raise BadInput(
+            f"{found.arm} needs its teacher at inference, and of that there is a table of what it said of known rows: "
+            f"take one that runs alone: {', '.join(alone)}"
+        )
     if needs and not with_teachers:
-        alone = [name for name, arm in found.study.arms.items() if arm.role == "student"]
         raise BadInput(
             f"{found.arm} needs its teachers at inference: give --with-teachers to export them too, or take one that "
             f"runs alone: {', '.join(alone)}"

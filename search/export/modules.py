@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from search.students import Confirmed
 from spaces import BadInput
-from trainables import vision
+from trainables import mlp, tabular, vision
 from trainables.encoding import Encoder
-from trainables.mlp import layers_of
 from trainables.models.gate import Gate
-from trainables.models.mlp import StackedMLP, single_of
+from trainables.models.mlp import StackedMLP
 from trainables.models.networks import Network, Unusable, classes_of, described, made, network
 from trainables.models.resnet import ResNet
-from trainables.tabular import two_class
+from trainables.models.stacked import module_of_seed
+from trainables.tabular import Difference, two_class
 from trainables.variants import GATES, Outputs, blended
 
 CONFIG, WEIGHTS, FACTORY = "config.json", "student.safetensors", "network.py"
@@ -75,14 +75,20 @@ class Table(nn.Module):
 class Blend(nn.Module):
     """A table's columns (n, columns) float64 and its teachers' logits (n, teachers) -> logit of class 1 (n,).
 
-    platt: (teachers, 2) slope and intercept of the teachers' calibration, or None where the arm reads logits as they
-    come. hp: `blend_weight` and `temperature`.
+    model: a perceptron, or a module of the user's, which has no layer for a gate. platt: (teachers, 2) slope and
+    intercept of the teachers' calibration, or None where the arm reads logits as they come. hp: `blend_weight` and
+    `temperature`.
     """
 
     platt: Tensor
 
     def __init__(
-        self, model: StackedMLP, gate: Gate | None, encoder: Encoder, platt: Tensor | None, hp: Mapping[str, Any]
+        self,
+        model: StackedMLP | Difference,
+        gate: Gate | None,
+        encoder: Encoder,
+        platt: Tensor | None,
+        hp: Mapping[str, Any],
     ) -> None:
         super().__init__()
         self.model, self.gate, self.encoder, self._hp, self._calibrated = model, gate, encoder, hp, platt is not None
@@ -92,10 +98,15 @@ class Blend(nn.Module):
         features = self.encoder(x).unsqueeze(0)
         if self._calibrated:
             said = said * self.platt[:, 0] + self.platt[:, 1]
-        hidden = self.model.hidden(features)
+        model, hidden = self.model, None
+        if isinstance(model, StackedMLP):
+            hidden = model.hidden(features)
+            scores = model.head(hidden).squeeze(-1)
+        else:
+            scores = model(features[0]).T
         gate = None if self.gate is None else self.gate(features, hidden)
         members = said.float().double().unsqueeze(0)  # onnxruntime's sigmoid of a float32 is too rough at its ends
-        student = Outputs(two_class(self.model.head(hidden).squeeze(-1)), gate=gate)
+        student = Outputs(two_class(scores), gate=gate)
         output, _ = blended(student, Outputs(members[..., :0], members=members), self._hp)
         return torch.logit(output.float(), eps=1e-7).squeeze(0)
 
@@ -113,25 +124,34 @@ def module_of(found: Confirmed) -> tuple[nn.Module, dict[str, Any]]:
             return module.eval(), {**{key: spec[key] for key in ("depth", "stem", "width", "cbam")}, **sizes}
         return module.eval(), {"network": described(spec), **from_outside(spec), **sizes}
     spec = found.study.student_of(found.arm)
-    layers = layers_of(state, found.place, spec) if family == "mlp" else single_of(state, found.place)
-    if family == "mlp" and spec["kind"] == "factory":
-        sizes = {"classes": int(state["model.classes"]), "features": state["scaling.mean"].numel()}
-        module = Standardised(layers, state["scaling.mean"], state["scaling.scale"])
-        return module.eval(), {"network": described(spec), **from_outside(spec), **sizes}
-    assert isinstance(layers, nn.Sequential)
     if family == "mlp":
+        layers, features = mlp.layers_of(state, found.place, spec), state["scaling.mean"].numel()
         module = Standardised(layers, state["scaling.mean"], state["scaling.scale"])
     else:
-        module = Table(layers, encoder_of(state))
+        encoder = encoder_of(state)
+        layers, features = tabular.layers_of(state, found.place, len(encoder.names), spec), len(encoder.names)
+        module = Table(layers, encoder)
+    if spec["kind"] == "factory":
+        sizes = {"classes": int(state["model.classes"]) if family == "mlp" else 2, "features": features}
+        return module.eval(), {"network": described(spec), **from_outside(spec), **sizes}
+    assert isinstance(layers, nn.Sequential)
     return module.eval(), {"widths": _widths(layers), "activation": "relu"}
 
 
 def blend_of(found: Confirmed, platt: Tensor) -> tuple[Blend, dict[str, Any]]:
     """A student that runs with its teachers, whose calibration `platt` is, in evaluation mode; and its architecture."""
-    place = slice(found.place, found.place + 1)
-    own = {k.removeprefix("model."): v[place] for k, v in found.state.items() if k.startswith("model.")}
-    model = StackedMLP(_stacked_widths(own), 1)
-    model.load_state_dict(own)
+    place, encoder = slice(found.place, found.place + 1), encoder_of(found.state)
+    spec = found.study.student_of(found.arm)
+    model: StackedMLP | Difference
+    if spec["kind"] == "factory":
+        sizes = {"classes": 2, "features": len(encoder.names)}
+        model = Difference(module_of_seed(spec, sizes["features"], 2, found.state, found.place))
+        about: dict[str, Any] = {"network": described(spec), **from_outside(spec), **sizes}
+    else:
+        own = {k.removeprefix("model."): v[place] for k, v in found.state.items() if k.startswith("model.")}
+        model = StackedMLP(_stacked_widths(own), 1)
+        model.load_state_dict(own)
+        about = {"widths": list(model.widths), "activation": "relu"}
     kind, gate = GATES.get(found.study.arms[found.arm].variant), None
     if kind is not None:
         prefix = "gate.network."
@@ -140,8 +160,7 @@ def blend_of(found: Confirmed, platt: Tensor) -> tuple[Blend, dict[str, Any]]:
         gate.network.load_state_dict(weights)
     calibration = None if found.study.learns_in_sample(found.arm) else platt
     hp = {name: float(found.record.config[name]) for name in ("blend_weight", "temperature")}
-    about = {"widths": list(model.widths), "activation": "relu", "gate": kind, **hp}
-    return Blend(model, gate, encoder_of(found.state), calibration, hp).eval(), about
+    return Blend(model, gate, encoder, calibration, hp).eval(), {**about, "gate": kind, **hp}
 
 
 def from_outside(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,7 +194,8 @@ def rebuilt(folder: Path) -> nn.Module:
     elif family == "mlp":
         module = Standardised(_perceptron_or_own(folder, about), state["mean"], state["scale"])
     else:
-        module = Table(_sequential(about["widths"]), encoder_of(state))
+        layers = _perceptron_or_own(folder, about)
+        module = Table(Difference(layers) if "network" in about else layers, encoder_of(state))
     module.load_state_dict(state)
     return module.eval()
 

@@ -18,7 +18,7 @@ from trainables import mlp
 from trainables.context import EpochResult, TeacherOutputs, TrialConfig
 from trainables.datasets import Dataset, Rows, load
 from trainables.evaluation import test_metrics
-from trainables.models.networks import Unusable, described, made, refuse_untrainable
+from trainables.models.networks import Unusable
 from trainables.own_variants import Shapes
 from trainables.streams import Streams
 from trainables.teachers import ensemble
@@ -48,7 +48,7 @@ def label(
 
 
 def notes(study: Study, teacher: Any, outputs: Any, fit: Rows) -> tuple[str, ...]:
-    return outside.notes(study, outputs.logits, fit.y)
+    return outside.notes(study, outside.right(outputs.logits, fit.y))
 
 
 def is_built(study: Study, seed: int, fit: Rows, dataset: Dataset, teacher_set: int) -> bool:
@@ -108,16 +108,10 @@ def without_teacher(study: Study, config: TrialConfig) -> TrialConfig:
 
 def refuse_unusable(study: Study, say: Callable[[str], None]) -> None:
     """Raise ValueError for a student or a teacher from outside that cannot be used; says how the student trains."""
-    own = [spec for spec in study.students if spec["kind"] != "mlp"]
-    if not own and study.teacher.kind == "mlp_ensemble":
+    if study.student.kind == "mlp" and study.teacher.kind == "mlp_ensemble":
         return
     dataset = load(asdict(study.data), say)
-    sizes = {"classes": dataset.classes, "features": dataset.train.x.shape[1]}
-    for spec in own:
-        rows, what = torch.from_numpy(dataset.train.x[:8]).float(), f"the student {described(spec)}"
-        refuse_untrainable(what, made(spec["function"], sizes, spec["options"]), rows, dataset.classes)
-        why = mlp.stacked_of(spec, sizes["features"], sizes["classes"], 2).why_alone
-        say(f"{what}: seeds train {f'one after another, since {why}' if why else 'together in one program'}")
+    outside.refuse_unusable_students(study, torch.from_numpy(dataset.train.x[:8]).float(), dataset.classes, say)
     if study.teacher_fitted_on is not None:
         build_teacher(study, 0, dataset.fit_rows(study.confirm_on), dataset, 0, "cpu")
     elif study.teacher.kind != "mlp_ensemble":

@@ -1,16 +1,19 @@
 """What families share of teachers that were fitted elsewhere."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from spaces import Study
 from spaces.outside import LOGITS_ONLY, FactoryStudent, FactoryTeacher
 from trainables.artefacts import Artefact
 from trainables.datasets import Dataset, Rows
+from trainables.models.networks import described, made, refuse_untrainable
+from trainables.models.stacked import stacked_of
 from trainables.teachers import outside
 
 
@@ -20,12 +23,16 @@ def artefact_of(study: Study, dataset: Dataset, fit: Rows) -> Artefact:
     return outside.stored(asdict(study.teacher), asdict(study.data), fit, dataset.classes, seen)
 
 
-def notes(study: Study, said: NDArray[Any], labels: NDArray[np.int64]) -> tuple[str, ...]:
-    """What a reader must know of a teacher that was fitted elsewhere. said: (n, classes) of the rows with `labels`."""
+def right(said: NDArray[Any], labels: NDArray[np.int64]) -> str:
+    """How good logits (n, classes) are, in words."""
+    return f"is right on {float((said.argmax(axis=1) == labels).mean()):.1%} of {len(labels):,} rows"
+
+
+def notes(study: Study, how_good: str) -> tuple[str, ...]:
+    """What a reader must know of a teacher that was fitted elsewhere. how_good: what it says, in words."""
     if study.teacher_fitted_on is None:
         return ()
-    right, fitted_on = float((said.argmax(axis=1) == labels).mean()), study.teacher_fitted_on
-    found = [f"the teacher from outside (fitted_on: {fitted_on}) is right on {right:.1%} of {len(labels):,} rows"]
+    found = [f"the teacher from outside (fitted_on: {study.teacher_fitted_on}) {how_good}"]
     if study.teacher_fitted_on == "unknown":
         found.append("it is unknown what the teacher was fitted on: it may have seen the test rows too")
     if study.contaminated is not None:
@@ -41,6 +48,18 @@ def code_files(study: Study) -> Mapping[str, str]:
         for what, one in parts.items()
         if isinstance(one, FactoryStudent | FactoryTeacher)
     }
+
+
+def refuse_unusable_students(study: Study, rows: Tensor, classes: int, say: Callable[[str], None]) -> None:
+    """Raise Unusable for a table's module that cannot be trained on rows (n, features); says how its seeds train."""
+    for spec in study.students:
+        if spec["kind"] != "factory":
+            continue
+        what, features = f"the student {described(spec)}", rows.shape[1]
+        sizes = {"classes": classes, "features": features}
+        refuse_untrainable(what, made(spec["function"], sizes, spec["options"]), rows, classes)
+        why = stacked_of(spec, features, classes, 2).why_alone
+        say(f"{what}: seeds train {f'one after another, since {why}' if why else 'together in one program'}")
 
 
 def says_logits_only(study: Study) -> bool:

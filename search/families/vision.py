@@ -63,7 +63,8 @@ def label(
 def notes(study: Study, teacher: Any, outputs: Any, fit: Rows) -> tuple[str, ...]:
     found: list[str] = []
     if study.teacher_fitted_on is not None:
-        found += outside.notes(study, outputs.logits(0, torch.arange(len(fit))).numpy(), fit.y)
+        said = outputs.logits(0, torch.arange(len(fit))).numpy()
+        found += outside.notes(study, outside.right(said, fit.y))
     if isinstance(teacher, LogitsTable) and (study.views.pad or study.views.flip):
         found.append("the teacher's logits are of the images as they are, also where students see a view of them")
     if asdict(study.teacher).get("pretrained") and not teacher.artefact.about["pretrained"]:

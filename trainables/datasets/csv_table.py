@@ -63,17 +63,48 @@ def _load(path: Path, spec: Mapping[str, Any], progress: Say | None) -> Dataset:
     y = _classes(frame[spec["target"]], spec["target"], spec["positive"])
     shifted = None if spec["shift"] is None else _holds(spec["shift"], frame)
     frame = frame[features]
-    if empty := [name for name in features if frame[name].isna().all()]:
-        raise BadData(f"features without a value in any row: give drop: {_names(spec, 'drop') + empty}")
-    columns = tuple(_column(frame[name], name, name in _names(spec, "categorical")) for name in features)
-    x = encode_frame(frame, columns)
+    columns, x = _encoded(frame, spec)
     del frame  # as large as x
-    numbered = pd.DataFrame(x, index=np.flatnonzero(kept), copy=False)
-    identity = pd.util.hash_pandas_object(numbered).to_numpy().view(np.int64)
+    identity = _fingerprints(x, kept)
     parts = _split(y, shifted, spec)
     notes += [*_notes_on_columns(columns, x, y, np.concatenate(parts[:2])), *_notes_on_splits(columns, x, *parts)]
     train, validation, test = (Rows(x[part], y[part], identity[part]) for part in parts)
     return Dataset(2, train, validation, test, None, columns, tuple(_names(spec, "segments")), tuple(notes))
+
+
+def numbered(spec: Mapping[str, Any], id_name: str | None = None) -> tuple[Indices, list[str]]:
+    """Of every row of the file its fingerprint and its id, in the file's order where that is a number from 0.
+
+    spec: of a table that `load` has read. id_name: the column that says each row's id, if there is one of that name;
+    a row of the data that shares its id with one that was left out comes after it. Raises BadData.
+    """
+    frame, features = _read(Path(spec["path"]).expanduser().resolve(), spec, None)
+    kept, _ = _rows_to_keep(frame, spec)
+    prints: Indices = pd.util.hash_array(np.arange(len(kept))).view(np.int64)  # for those left out, in no split
+    prints[kept] = _fingerprints(_encoded(frame.loc[kept, features], spec)[1], kept)
+    if id_name not in frame:
+        return prints, [str(number) for number in range(len(kept))]
+    places, texts = _texts(frame[id_name])
+    own = places[kept]
+    if (own < 0).any() or len(np.unique(own)) < len(own):
+        raise BadData(f"column {id_name!r} cannot tell rows apart: it has empty cells, or one id in several rows")
+    order = np.concatenate([np.flatnonzero(~kept), np.flatnonzero(kept)])
+    return prints[order], [texts[place] if place >= 0 else "" for place in places[order]]
+
+
+def _encoded(frame: pd.DataFrame, spec: Mapping[str, Any]) -> tuple[tuple[Column, ...], Floats]:
+    """The columns of these features, and what stands in them (n, columns)."""
+    if empty := [name for name in frame if frame[name].isna().all()]:
+        raise BadData(f"features without a value in any row: give drop: {_names(spec, 'drop') + empty}")
+    columns = tuple(_column(frame[name], name, name in _names(spec, "categorical")) for name in frame)
+    return columns, encode_frame(frame, columns)
+
+
+def _fingerprints(x: Floats, kept: Mask) -> Indices:
+    """(n,) of the rows that are kept, each of its number in the file and of what stands in it."""
+    rows = pd.DataFrame(x, index=np.flatnonzero(kept), copy=False)
+    prints: Indices = pd.util.hash_pandas_object(rows).to_numpy().view(np.int64)
+    return prints
 
 
 # The file

@@ -1,10 +1,12 @@
 """The rows of a data source in the order in which a user has them, so that a file may speak of them.
 
 digits and make_classification: as scikit-learn gives them; CIFAR-10: the training batches, then the test batch; a
-folder of images: train/, then test/, each by class and file name, without broken images.
+folder of images: train/, then test/, each by class and file name, without broken images; a table of one's own: as in
+its file, rows that are left out of the data too.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,10 +23,15 @@ class Order(NamedTuple):
     ids: list[str]
 
 
-def in_order(spec: Mapping[str, Any]) -> Order:
-    """Every row of the data that a study's `data` section describes, those to test on too; raises BadData."""
-    from trainables.datasets import generated, image_folder, images
+def in_order(spec: Mapping[str, Any], id_name: str | None = None) -> Order:
+    """Every row of the data that a study's `data` section describes, those to test on too; raises BadData.
 
+    id_name: of the column whose values are the ids, where a table of one's own has one.
+    """
+    from trainables.datasets import csv_table, generated, image_folder, images
+
+    if spec["kind"] == "csv":
+        return Order(*csv_table.numbered(spec, id_name))
     if spec["kind"] == "image_folder":
         listing = image_folder.listed(spec)
         splits = image_folder.decoded_once(spec, listing, None)
@@ -67,7 +74,7 @@ def with_named_validation(dataset: Dataset, spec: Mapping[str, Any]) -> Dataset:
         raise BadData(
             f"data.validation_rows: {path} names {len(named)} rows, of which {len(foreign)} are not there to train or "
             f"validate on ({shortened(foreign) or 'none is named'}): test rows, those left out by train_limit, and "
-            "copies of test rows cannot be validated on"
+            "copies of other rows cannot be validated on"
         )
     held = np.isin(seen, chosen)
     train, validation = pool.taken(np.flatnonzero(~held)), pool.taken(np.flatnonzero(held))
@@ -77,4 +84,4 @@ def with_named_validation(dataset: Dataset, spec: Mapping[str, Any]) -> Dataset:
                 f"data.validation_rows: {path} leaves {len(rows)} rows of {len(np.unique(rows.y))} classes to {part} "
                 f"on: each of the {dataset.classes} classes needs at least one"
             )
-    return Dataset(dataset.classes, train, validation, dataset.test, dataset.population, dataset.columns)
+    return replace(dataset, train=train, validation=validation)

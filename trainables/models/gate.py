@@ -16,12 +16,15 @@ class Gate(nn.Module):
         self.kind, self._widths = kind, tuple(widths)
         self.network = StackedMLP(widths, seeds)
 
-    def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
-        """x: (S or 1, batch, features); hidden: (S, batch, width), the student's last hidden layer."""
+    def forward(self, x: Tensor, hidden: Tensor | None) -> Tensor:
+        """x: (S or 1, batch, features); hidden: (S, batch, width), the student's last hidden layer if it shows one."""
         if self.kind == "global":
-            logits = self.network(hidden.new_ones(1, 1, 1)).expand(-1, hidden.shape[1], -1)
+            logits = self.network(x.new_ones(1, 1, 1)).expand(-1, x.shape[1], -1)
+        elif self.kind == "shared":
+            assert hidden is not None
+            logits = self.network(hidden)
         else:
-            logits = self.network(hidden if self.kind == "shared" else x)
+            logits = self.network(x)
         gates: Tensor = logits.softmax(dim=-1)
         return gates
 

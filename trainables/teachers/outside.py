@@ -88,14 +88,18 @@ class LogitsTable:
         """Unknown."""
         return 0
 
-    def member_logits(self, x: NDArray[Any]) -> Tensor:
-        """(n, ...) rows as the dataset has them -> (1, n, classes). Raises Unusable for a row that the table lacks."""
-        known, asked = self.artefact.tensors["rows"].numpy(), Rows(x, np.zeros(len(x), np.int64)).fingerprints()
+    def of(self, rows: Rows) -> Tensor:
+        """(n, classes) of these rows. Raises Unusable for one that the table lacks."""
+        known, asked = self.artefact.tensors["rows"].numpy(), rows.fingerprints()
         places = np.minimum(np.searchsorted(known, asked), len(known) - 1)
         missing = int((known[places] != asked).sum())
         if missing:
             raise Unusable(f"the table of teacher logits has no row for {missing} of {len(asked)} rows that need one")
-        return self.artefact.tensors["logits"][torch.from_numpy(places)].unsqueeze(0)
+        return self.artefact.tensors["logits"][torch.from_numpy(places)]
+
+    def member_logits(self, x: NDArray[Any]) -> Tensor:
+        """(n, ...) rows as the dataset has them, told by what they hold -> (1, n, classes); errors as `of`."""
+        return self.of(Rows(x, np.zeros(len(x), np.int64))).unsqueeze(0)
 
     def logits(self, x: NDArray[Any]) -> Tensor:
         """(n, ...) -> (n, classes)."""
@@ -147,11 +151,11 @@ def stored(
         "inputs": [list(fit.x.shape[1:]), classes],
     }
     if spec["kind"] == "logits":
-        order = in_order(data)
+        order = in_order(data, spec["id"])
         artefact = build_once(
             KIND, recipe | {"rows": _digest(order)}, fitted_on, lambda: (_table(path, spec, order, classes), {})
         )
-        LogitsTable(artefact).member_logits(fit.x)
+        LogitsTable(artefact).of(fit)
         return artefact
     images = fit.x.ndim == 4
     if not images and spec["mean"]:
@@ -328,10 +332,16 @@ def _onnx_numbers(blob: bytes) -> int:
 def _table(path: Path, spec: Mapping[str, Any], order: Order, classes: int) -> dict[str, Tensor]:
     """`logits` (n, classes) and `rows` (n,), fingerprints in rising order, of the rows that the table has."""
     logits, ids = _read_logits(path, spec["id"])
+    if logits.ndim == 1:
+        logits = logits[:, None]
+    if classes == 2 and logits.shape[1:] == (1,):
+        if len(logits) and logits.min() >= 0 and logits.max() <= 1:
+            raise Unusable(f"{path} holds probabilities: give logits, log(p / (1 - p)) of these")
+        logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
     if logits.ndim != 2 or logits.shape[1] != classes:
         raise Unusable(
             f"{path} has teacher logits of shape {tuple(logits.shape)}, expected (rows, {classes}), a column for each "
-            "class of the data"
+            f"class of the data{', or one, the logit of the second' if classes == 2 else ''}"
         )
     if not len(logits):
         raise Unusable(f"{path} has no rows")
