@@ -19,7 +19,7 @@ from spaces import Study
 from trainables import by_path
 from trainables.cache import cache_folder
 
-ROOM_S = 60.0  # for somebody to make room on a full disk
+ROOM_S = 20.0  # for somebody to make room on a full disk
 Files = Mapping[str, NDArray[np.uint8]]  # {path in the cache: content}
 
 
