@@ -167,7 +167,8 @@ def train(config, context):
 
 
 def test_a_trial_that_runs_out_of_memory_beside_others_is_tried_alone_before_it_has_crashed(tmp_path):
-    study = write_study(tmp_path, trainable=write_trainable(tmp_path, OOM))
+    budget = {**TINY["budget"], "reevaluate_share": 0.0}  # every run with a GPU is a process of its own
+    study = write_study(tmp_path, trainable=write_trainable(tmp_path, OOM), budget=budget)
     with cluster(head={**HEAD, "num_cpus": 2, "num_gpus": 1}) as ray:
         words = (
             "--arms",
