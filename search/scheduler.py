@@ -50,14 +50,22 @@ class ArmScheduler(FIFOScheduler):
         self._ray_trials[trial.config["trial"]] = trial
 
     def find_lost(self) -> None:
-        """Ray Tune ends a trial without a word where its worker could not be reset; such a trial is tried again."""
-        for name in list(self._state.live):
-            ray_trial = self._ray_trials.get(name)
-            if ray_trial is not None:
+        """Ray Tune ends a trial without a word where its worker could not be reset; such a trial is tried again.
+
+        It keeps all trials, so of one that has ended it is made to forget what was reported: the ledger has that.
+        """
+        for name, ray_trial in list(self._ray_trials.items()):
+            ended = ray_trial.status in (Trial.TERMINATED, Trial.ERROR)
+            if name in self._state.live:
                 self._state.live[name].runs = ray_trial.status == Trial.RUNNING
-            if ray_trial is not None and ray_trial.status in (Trial.TERMINATED, Trial.ERROR):
-                self._state.crash(name, "Ray Tune ended the trial before it reported", own_fault=False)
-        self._ray_trials = {name: t for name, t in self._ray_trials.items() if name in self._state.live}
+                if ended:
+                    self._state.crash(name, "Ray Tune ended the trial before it reported", own_fault=False)
+            if ended:
+                if ray_trial.metric_analysis:  # it has reported
+                    del ray_trial.last_result["rows"]
+                    ray_trial.metric_analysis.clear()
+                    ray_trial.metric_n_steps.clear()
+                del self._ray_trials[name]
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         name = trial.config["trial"]

@@ -48,6 +48,7 @@ class Attempt:
     def __init__(self, config, at):
         self.config, self.name, self.at = config, config["trial"], at
         self.status, self.pickled_error_file = Trial.RUNNING, None
+        self.last_result, self.metric_analysis, self.metric_n_steps = {"rows": "[]"}, {"epoch": {}}, {"epoch": {}}
         self.sent = None  # its last report
 
 
