@@ -734,6 +734,7 @@ def test_an_extension_that_was_killed_can_be_cleaned_and_resumed_to_its_end(fini
     assert looks_of(copied) == [8, 24]
 
 
+@pytest.mark.slow
 def test_an_unfinished_sweep_can_be_extended_and_has_looked_once(copied):
     with sqlite3.connect(copied / "ledger.sqlite") as db:  # as it was while its tenth trial ran
         db.execute("DELETE FROM trials WHERE rowid > 10")

@@ -200,7 +200,13 @@ def train(config, context):
 """
 
 
-@pytest.mark.parametrize("body", [SLOW_TO_LEAVE, SWALLOWS], ids=["takes 3 s to leave", "swallows the exit"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(SLOW_TO_LEAVE, id="takes 3 s to leave", marks=pytest.mark.slow),
+        pytest.param(SWALLOWS, id="swallows the exit"),
+    ],
+)
 def test_a_trainable_that_will_not_leave_finishes_its_sweep(tmp_path, body):
     budget = {**TINY["budget"], "seed_epochs_per_arm": 80, "reevaluate_share": 0.0}
     study = write_study(tmp_path, trainable=write_trainable(tmp_path, body), budget=budget)
