@@ -13,7 +13,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from search.options import Options
 from search.runner import Checkpoints
-from search.shortage import is_out_of_memory, what_is_full
+from search.shortage import NodeOutOfMemory, is_out_of_memory, what_is_full
 from search.state import SearchState
 from search.storage import Storage
 
@@ -26,14 +26,22 @@ LARGER = 1.25  # a trial that takes so many times more is worth another sentence
 class ArmScheduler(FIFOScheduler):
     """Decides at rungs only. A report carries the epochs since the last one as one JSON string, `rows`.
 
-    place: of the checkpoints. say: is told how much of a GPU a trial takes.
+    place: of the checkpoints. at_once: says how many trials may run. say: is told how much of a GPU a trial takes, and
+    what there is too little of.
     """
 
     def __init__(
-        self, state: SearchState, run: Path, place: Storage, options: Options, say: Callable[[str], None]
+        self,
+        state: SearchState,
+        run: Path,
+        place: Storage,
+        options: Options,
+        at_once: Callable[[], int],
+        say: Callable[[str], None],
     ) -> None:
         super().__init__()
-        self._state, self._run, self._place, self._options, self._say = state, run, place, options, say
+        self._state, self._run, self._place, self._options = state, run, place, options
+        self._at_once, self._say = at_once, say
         self._largest = 0.0  # bytes of a GPU that a trial has taken, of those that have been spoken of
         self._full: set[str] = set()  # what has been said of full disks
         self._ray_trials: dict[str, Any] = {}  # by our name, for the trials that are live
@@ -99,6 +107,10 @@ class ArmScheduler(FIFOScheduler):
                     self._state.no_room(name, full)
                 else:
                     self._state.give_up(name, full)
+                return
+            if isinstance(error, NodeOutOfMemory):
+                self._state.node_out_of_memory(name, str(error), self._at_once())
+                self._say(f"warning: {error}; trials at once from now on: {self._at_once()}")
                 return
             own_fault, message = isinstance(error, RayTaskError), _last_line(error)
             if own_fault and 0 < self._options.gpus_per_trial < 1 and is_out_of_memory(message):

@@ -8,7 +8,7 @@ import contextlib
 import math
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ class Live:
     """A trial that is asked and has not ended. reserved: what it may still spend up to its next rung.
 
     alone: it has run out of memory beside others, and has a whole GPU to itself from now on. runs: it has a worker.
+    fewer: the state's when it was last started.
     """
 
     record: TrialRecord
@@ -35,6 +36,7 @@ class Live:
     attempts: int = 0
     alone: bool = False
     runs: bool = False
+    fewer: int = 0
 
 
 @dataclass
@@ -62,6 +64,7 @@ class SearchState:
         self.live: dict[str, Live] = {}
         self.waiting: list[Live] = []  # unfinished trials of an earlier life, taken up before anything new
         self.standing = {arm: Standing() for arm in study.searched}
+        self.fewer = 0  # trials at once than may be, since there was not memory enough
         self.stopping = False
         self.failure: str | None = None
         self._unwritable = False  # the ledger is, so that nothing more can be decided
@@ -74,6 +77,10 @@ class SearchState:
     def replicates(self, trial: TrialRecord) -> tuple[int, ...]:
         """The seeds of the trial's pack: the same in every arm and every trial of a sub-search."""
         return tuple(seeds.of_search(self.study, trial.arm, trial.subsearch))
+
+    def limited(self, concurrent: Callable[[], int]) -> Callable[[], int]:
+        """How many trials may run at once, of so many as there is place for."""
+        return lambda: max(1, concurrent() - self.fewer)
 
     # Asking.
 
@@ -90,7 +97,7 @@ class SearchState:
                 return None
             live = Live(record)
         live.attempts += 1
-        live.runs = False
+        live.runs, live.fewer = False, self.fewer
         live.reserved = self._cost_to_next_rung(live.epoch)
         self.live[live.record.trial] = live
         return live
@@ -181,6 +188,20 @@ class SearchState:
             live.alone = True
             del self.live[trial]
             self.waiting.append(live)
+
+    def node_out_of_memory(self, trial: str, message: str, at_once: int) -> None:
+        """Its worker was killed for its node's memory: tried again, with one trial fewer at once than it ran among.
+
+        at_once: how many may run now. Where that is one, it is a worker lost like others.
+        """
+        live = self.live[trial]
+        if live.fewer == self.fewer:
+            if at_once == 1:
+                self.crash(trial, message, own_fault=False)
+                return
+            self.fewer += 1
+        live.attempts -= 1
+        self.waiting.append(self.live.pop(trial))
 
     def no_room(self, trial: str, why: str) -> None:
         """A node's disk is full: other nodes have other disks, and where none has room nothing can go on."""

@@ -16,6 +16,7 @@ from search.progress import Progress
 from search.runner import CHECKPOINTS, STOPPING, run_trial
 from search.scheduler import ArmScheduler
 from search.searcher import ArmSearcher
+from search.shortage import one_killed_for_memory_is_one_lost
 from search.state import SearchState
 from search.storage import Storage
 
@@ -83,11 +84,12 @@ def search(
         ),
         lambda config: PlacementGroupFactory([resources(options, config["alone"])]),
     )
-    scheduler = ArmScheduler(state, run, place, options, progress.say)
+    at_once = state.limited(concurrent)
+    scheduler = ArmScheduler(state, run, place, options, at_once, progress.say)
     tuner = tune.Tuner(
         trainable,
         tune_config=TuneConfig(
-            search_alg=ArmSearcher(state, concurrent), scheduler=scheduler, num_samples=-1, reuse_actors=True
+            search_alg=ArmSearcher(state, at_once), scheduler=scheduler, num_samples=-1, reuse_actors=True
         ),
         run_config=RunConfig(
             name="search",
@@ -98,7 +100,8 @@ def search(
     )
     progress.search(state)
     try:
-        tuner.fit()
+        with one_killed_for_memory_is_one_lost():
+            tuner.fit()
     finally:
         progress.end_search(state)
 

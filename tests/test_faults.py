@@ -23,7 +23,8 @@ import pytest
 import torch
 import yaml
 from ray import cloudpickle
-from ray.exceptions import RayTaskError
+from ray.air.execution._internal import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayTaskError
 
 import distune
 from search import seeds
@@ -31,6 +32,7 @@ from search.ledger import FILE, FORMAT, Ledger
 from search.options import Options
 from search.runner import CHECKPOINTS, HUNG, Checkpoints
 from search.scheduler import ArmScheduler
+from search.shortage import NodeOutOfMemory, one_killed_for_memory_is_one_lost
 from search.state import SearchState
 from search.storage import Storage
 from spaces import load_study
@@ -532,7 +534,7 @@ def test_on_a_cluster_a_trial_that_met_a_full_disk_goes_elsewhere_until_no_node_
     study, said = small_study(), []
     with new_run(tmp_path, study) as ledger:
         state, options = SearchState(study, ledger, seed=0, attempts=3), Options(address="auto")
-        scheduler = ArmScheduler(state, tmp_path, Storage(tmp_path), options, said.append)
+        scheduler = ArmScheduler(state, tmp_path, Storage(tmp_path), options, lambda: 2, said.append)
         for attempt in (1, 2, 3):
             live = state.next_trial()
             assert (live.record.trial, live.attempts) == ("hard_labels-00000", attempt)
@@ -554,8 +556,96 @@ def test_a_trial_that_met_a_full_disk_has_not_crashed_and_is_taken_up_again(tmp_
         state = SearchState(study, ledger, seed=0)
         name = state.next_trial().record.trial
         failed = SimpleNamespace(config={"trial": name}, pickled_error_file=str(error))
-        ArmScheduler(state, tmp_path, Storage(tmp_path), Options(), print).on_trial_error(None, failed)
+        ArmScheduler(state, tmp_path, Storage(tmp_path), Options(), lambda: 2, print).on_trial_error(None, failed)
         assert state.stopping
         assert state.failure.startswith(f"{tmp_path / HUNG} cannot be written (No space left on device): free some")
         assert ledger.ends() == {}
         assert [live.record.trial for live in SearchState(study, ledger, seed=0).waiting] == [name]
+
+
+# Memory that runs out.
+
+
+def test_of_trials_that_are_killed_for_memory_fewer_run_at_once_and_none_crashes_beside_others(tmp_path):
+    error = tmp_path / "error.pkl"
+    error.write_bytes(cloudpickle.dumps(NodeOutOfMemory(None, "2 workers were killed")))
+    study, said = small_study(), []
+    with new_run(tmp_path, study) as ledger:
+        state = SearchState(study, ledger, seed=0, attempts=3)
+        at_once = state.limited(lambda: 3)
+        scheduler = ArmScheduler(state, tmp_path, Storage(tmp_path), Options(), at_once, said.append)
+
+        def killed(live):
+            failed = SimpleNamespace(config={"trial": live.record.trial}, pickled_error_file=str(error))
+            scheduler.on_trial_error(None, failed)
+            return at_once()
+
+        first, second, third = (state.next_trial() for _ in range(3))
+        assert (killed(first), killed(second)) == (2, 2)  # at one time, and so for one reason
+        assert killed(state.next_trial()) == 1
+        assert killed(third) == 1
+        assert ledger.ends() == {}
+        assert {live.record.trial: live.attempts for live in state.waiting} == dict.fromkeys(
+            (live.record.trial for live in (first, second, third)), 0
+        )
+        alone = state.next_trial()
+        for attempt in (1, 2, 3):  # alone it is a worker lost like others
+            assert (alone.attempts, len(ledger.ends())) == (attempt, 0)
+            assert killed(alone) == 1
+            state.waiting.sort(key=lambda live: live is not alone)
+            alone = alone if attempt == 3 else state.next_trial()
+        assert {end.how for end in ledger.ends().values()} == {"crashed"}
+    assert said[0] == "warning: 2 workers were killed; trials at once from now on: 2"
+
+
+def test_ray_tune_takes_one_that_was_killed_for_memory_for_one_lost():
+    """It ends everything otherwise: once it does not any more, `one_killed_for_memory_is_one_lost` is to go."""
+    manager = SimpleNamespace(_failed_actor_ids=set(), _cleanup_actor=lambda tracked_actor: None)
+    told = []
+    actor = SimpleNamespace(actor_id=1, _on_error=lambda actor, error: told.append(error))
+    task = SimpleNamespace(_tracked_actor=actor, _on_error=None)
+    killed = OutOfMemoryError("1 worker(s) were killed\nand a page of details")
+    with pytest.raises(RuntimeError, match="unexpected"):
+        RayActorManager._actor_task_failed(manager, task, killed)
+    with one_killed_for_memory_is_one_lost():
+        RayActorManager._actor_task_failed(manager, task, killed)
+    (error,) = told
+    assert isinstance(error, NodeOutOfMemory)
+    assert str(cloudpickle.loads(cloudpickle.dumps(error))) == "1 worker(s) were killed"
+
+
+EATS = """
+import ray
+
+def train(config, context):
+    if ray.get_runtime_context().get_actor_id() is None:  # no trial
+        yield from mlp.train(config, context)
+        return
+    try:
+        Path(__file__).with_name("ate").touch(exist_ok=False)
+    except FileExistsError:
+        yield from mlp.train(config, context)
+        return
+    eaten = []
+    for _ in range(60):  # a gibibyte at a time, of pages that are really there
+        eaten.append(b"x" * 2**30)
+        time.sleep(1)
+    raise AssertionError("nobody minded")
+"""
+
+
+@pytest.mark.slow
+def test_a_trial_that_ray_kills_for_memory_is_tried_again_with_fewer_at_once(tmp_path, monkeypatch):
+    memory = Path("/proc/meminfo")
+    kib = dict(re.findall(r"(\w+):\s+(\d+) kB", memory.read_text())) if memory.exists() else {"MemAvailable": 0}
+    free, eats = int(kib["MemAvailable"]), 6 * 2**20
+    if free < 2 * eats:
+        pytest.skip("less than 12 GiB of memory are free here, or nothing says how much")
+    study = write_study(tmp_path, trainable=write_trainable(tmp_path, EATS))
+    monkeypatch.setenv("RAY_memory_usage_threshold", str(1 - (free - eats) / int(kib["MemTotal"])))
+    done = run("sweep", study, *BASELINE_ONLY, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "running low on memory" in done.stderr
+    assert "trials at once from now on: 1" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert_whole(tmp_path / "run")

@@ -30,6 +30,7 @@ from search.options import Options
 from search.scheduler import ArmScheduler
 from search.searcher import ArmSearcher
 from search.selection import ENOUGH, fair_limit, search_spend, select, within
+from search.shortage import NodeOutOfMemory
 from search.state import CRASHES_IN_A_ROW, MAX_ATTEMPTS, SearchState
 from search.storage import Storage
 from tests.made_ledgers import new_run, row, small_study
@@ -43,10 +44,13 @@ STOP, CONTINUE = TrialScheduler.STOP, TrialScheduler.CONTINUE
 
 
 class Attempt:
-    """As much of a Ray trial as the scheduler looks at. at: the epoch that its worker has trained to."""
+    """As much of a Ray trial as the scheduler looks at. at: the epoch that its worker has trained to.
 
-    def __init__(self, config, at):
-        self.config, self.name, self.at = config, config["trial"], at
+    fewer: trials at once than might have been when it started.
+    """
+
+    def __init__(self, config, at, fewer):
+        self.config, self.name, self.at, self.fewer = config, config["trial"], at, fewer
         self.status, self.pickled_error_file = Trial.RUNNING, None
         self.last_result, self.metric_analysis, self.metric_n_steps = {"rows": "[]"}, {"epoch": {}}, {"epoch": {}}
         self.sent = None  # its last report
@@ -70,7 +74,7 @@ class Search(RuleBasedStateMachine):
     def begin(self, concurrent):
         self.folder = TemporaryDirectory()
         self.run = Path(self.folder.name) / "run"
-        self.bug = self.run / "error.pkl"
+        self.bug, self.killed = self.run / "error.pkl", self.run / "killed.pkl"
         self.concurrent = concurrent
         self.arm_of = {}  # of every trial that was asked
         self.rows = {}  # what came first for each (trial, epoch)
@@ -78,17 +82,29 @@ class Search(RuleBasedStateMachine):
         self.most = {}  # of each arm that has spent its budget: what it had spent and reserved when it had
         new_run(self.run, STUDY).close()
         self.bug.write_bytes(cloudpickle.dumps(RayTaskError("run_trial", "ValueError: a bug", ValueError("a bug"))))
+        self.killed.write_bytes(cloudpickle.dumps(NodeOutOfMemory(None, "Ray has killed a worker")))
         self.next_life()
 
     def next_life(self):
         self.live, self.stopping = {}, False  # {trial: its attempt}
+        self.fewer = 0  # at once than may be, since memory ran out
         self.attempts, self.starts, self.crashes = [], Counter(), Counter()
         self.ledger = Ledger.open(self.run)
         self.state = SearchState(STUDY, self.ledger, seed=0)
-        self.scheduler = ArmScheduler(self.state, self.run, Storage(self.run / "ray"), Options(), print)
-        self.searcher = ArmSearcher(self.state, lambda: self.concurrent)
+        self.scheduler = ArmScheduler(
+            self.state,
+            self.run,
+            Storage(self.run / "ray"),
+            Options(),
+            self.state.limited(lambda: self.concurrent),
+            print,
+        )
+        self.searcher = ArmSearcher(self.state, self.state.limited(lambda: self.concurrent))
 
     # The machine's own books.
+
+    def at_once(self):
+        return max(1, self.concurrent - self.fewer)
 
     def reached(self, trial):
         return max((epoch for name, epoch in self.rows if name == trial), default=0)
@@ -155,7 +171,7 @@ class Search(RuleBasedStateMachine):
         all_spent = not waiting and min(committed.values()) >= BUDGET
         if config is None:
             assert self.live
-            assert self.stopping or all_spent or len(self.live) >= self.concurrent
+            assert self.stopping or all_spent or len(self.live) >= self.at_once()
         elif config == Searcher.FINISHED:
             assert not self.live
             assert self.stopping or all_spent
@@ -163,7 +179,7 @@ class Search(RuleBasedStateMachine):
             trial, arm = config["trial"], config["asked"]["arm"]
             note(f"{trial} starts, {behind} epochs behind {config['resume_from']}")
             assert not self.stopping
-            assert len(self.live) < self.concurrent
+            assert len(self.live) < self.at_once()
             if waiting:
                 assert trial in waiting
             else:
@@ -171,7 +187,7 @@ class Search(RuleBasedStateMachine):
                 assert committed[arm] == min(committed.values()) < BUDGET
             assert self.arm_of.setdefault(trial, arm) == arm
             assert config["resume_from"] == self.reached(trial)
-            self.live[trial] = Attempt(config, max(0, self.reached(trial) - behind))
+            self.live[trial] = Attempt(config, max(0, self.reached(trial) - behind), self.fewer)
             self.attempts.append(self.live[trial])
             self.starts[trial] += 1
             self.scheduler.on_trial_add(None, self.live[trial])
@@ -234,7 +250,7 @@ class Search(RuleBasedStateMachine):
 
     def fail(self, rng):
         """What fails once may fail again and again."""
-        how = rng.choice(("bug", "node lost", "worker lost", "returned"))
+        how = rng.choice(("bug", "node lost", "worker lost", "no memory", "returned"))
         for _ in range(rng.choice((1, 1, 1, 6))):
             self.ask()
             if self.live:
@@ -245,13 +261,18 @@ class Search(RuleBasedStateMachine):
         attempt.status = Trial.ERROR
         if how == "bug":
             attempt.pickled_error_file = str(self.bug)
+        if how == "no memory":
+            attempt.pickled_error_file = str(self.killed)
         if how == "worker lost":
             self.scheduler.find_lost()
         elif how == "returned":
             self.scheduler.on_trial_complete(None, attempt, {})
         else:
             self.scheduler.on_trial_error(None, attempt)
-        tried_again = how in ("node lost", "worker lost") and self.starts[attempt.name] < MAX_ATTEMPTS
+        if how == "no memory" and (attempt.fewer < self.fewer or self.at_once() > 1):
+            self.fewer = max(self.fewer, attempt.fewer + 1)
+            self.starts[attempt.name] -= 1
+        tried_again = how not in ("bug", "returned") and self.starts[attempt.name] < MAX_ATTEMPTS
         self.note_end(attempt.name, None if tried_again else "crashed")
         self.live.pop(attempt.name, None)
 
