@@ -4,9 +4,8 @@ import contextlib
 import errno
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from ray.air.execution._internal import RayActorManager
+from ray._private import serialization
 from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -36,28 +35,25 @@ def what_is_full(error: BaseException | None, run: Path) -> str | None:
     return f"{place} cannot be written ({cause.strerror}): free some space, and try again; what is finished is kept"
 
 
-class NodeOutOfMemory(RayActorError):  # type: ignore[misc] # Ray's decorators hide its type
-    """Ray has killed an actor, since the memory of its node was nearly used up."""
+class NodeOutOfMemory(OutOfMemoryError, RayActorError):  # type: ignore[misc] # Ray's decorators hide their types
+    """Ray has killed an actor, since its node's memory was nearly used up. message: its first line is kept."""
+
+    def __init__(self, message: str) -> None:
+        RayActorError.__init__(self, None, message.partition("\n")[0])
+        OutOfMemoryError.__init__(self, self.error_msg)
 
 
 @contextlib.contextmanager
 def one_killed_for_memory_is_one_lost() -> Iterator[None]:
-    """Ray Tune ends all trials at the OutOfMemoryError of one; in here it takes it for the loss of that one's worker.
+    """Makes Ray say that an actor is lost where it killed it for memory: at the error that it has for that Tune ends.
 
-    Seen in Ray 2.60: its manager of actors knows two kinds of errors, and raises at others.
+    Seen in Ray 2.60: its OutOfMemoryError is no RayActorError, which is all that Ray Tune expects of an actor.
     """
-    failed = RayActorManager._actor_task_failed
-
-    def taken_for_lost(manager: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
-        if isinstance(exception, OutOfMemoryError):
-            exception = NodeOutOfMemory(None, str(exception).partition("\n")[0])
-        failed(manager, tracked_actor_task, exception)
-
-    RayActorManager._actor_task_failed = taken_for_lost
+    serialization.OutOfMemoryError = NodeOutOfMemory
     try:
         yield
     finally:
-        RayActorManager._actor_task_failed = failed
+        serialization.OutOfMemoryError = OutOfMemoryError
 
 
 def is_out_of_memory(message: str) -> bool:

@@ -23,8 +23,9 @@ import pytest
 import torch
 import yaml
 from ray import cloudpickle
-from ray.air.execution._internal import RayActorManager
-from ray.exceptions import OutOfMemoryError, RayTaskError
+from ray._private import serialization
+from ray.core.generated.common_pb2 import ErrorType
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 import distune
 from search import seeds
@@ -568,7 +569,7 @@ def test_a_trial_that_met_a_full_disk_has_not_crashed_and_is_taken_up_again(tmp_
 
 def test_of_trials_that_are_killed_for_memory_fewer_run_at_once_and_none_crashes_beside_others(tmp_path):
     error = tmp_path / "error.pkl"
-    error.write_bytes(cloudpickle.dumps(NodeOutOfMemory(None, "2 workers were killed")))
+    error.write_bytes(cloudpickle.dumps(NodeOutOfMemory("2 workers were killed")))
     study, said = small_study(), []
     with new_run(tmp_path, study) as ledger:
         state = SearchState(study, ledger, seed=0, attempts=3)
@@ -598,20 +599,24 @@ def test_of_trials_that_are_killed_for_memory_fewer_run_at_once_and_none_crashes
     assert said[0] == "warning: 2 workers were killed; trials at once from now on: 2"
 
 
-def test_ray_tune_takes_one_that_was_killed_for_memory_for_one_lost():
-    """It ends everything otherwise: once it does not any more, `one_killed_for_memory_is_one_lost` is to go."""
-    manager = SimpleNamespace(_failed_actor_ids=set(), _cleanup_actor=lambda tracked_actor: None)
-    told = []
-    actor = SimpleNamespace(actor_id=1, _on_error=lambda actor, error: told.append(error))
-    task = SimpleNamespace(_tracked_actor=actor, _on_error=None)
-    killed = OutOfMemoryError("1 worker(s) were killed\nand a page of details")
-    with pytest.raises(RuntimeError, match="unexpected"):
-        RayActorManager._actor_task_failed(manager, task, killed)
+def test_what_ray_says_of_an_actor_killed_for_memory_is_that_it_is_lost():
+    """Ray Tune ends everything otherwise: once Ray says so itself, `one_killed_for_memory_is_one_lost` is to go."""
+    info = SimpleNamespace(error_message="1 worker(s) were killed\nand why")
+    ray = SimpleNamespace(_deserialize_error_info=lambda *data: info)
+    kind = str(ErrorType.Value("OUT_OF_MEMORY")).encode()
+
+    def said():
+        return serialization.SerializationContext._deserialize_object(ray, b"", kind, None, None)
+
+    assert type(said()) is OutOfMemoryError
+    assert not isinstance(said(), RayActorError)
     with one_killed_for_memory_is_one_lost():
-        RayActorManager._actor_task_failed(manager, task, killed)
-    (error,) = told
+        error = cloudpickle.loads(cloudpickle.dumps(said()))
+    assert type(said()) is OutOfMemoryError
     assert isinstance(error, NodeOutOfMemory)
-    assert str(cloudpickle.loads(cloudpickle.dumps(error))) == "1 worker(s) were killed"
+    assert isinstance(error, RayActorError)
+    assert str(error) == "1 worker(s) were killed"
+    assert not error.preempted
 
 
 EATS = """

@@ -82,7 +82,7 @@ class Search(RuleBasedStateMachine):
         self.most = {}  # of each arm that has spent its budget: what it had spent and reserved when it had
         new_run(self.run, STUDY).close()
         self.bug.write_bytes(cloudpickle.dumps(RayTaskError("run_trial", "ValueError: a bug", ValueError("a bug"))))
-        self.killed.write_bytes(cloudpickle.dumps(NodeOutOfMemory(None, "Ray has killed a worker")))
+        self.killed.write_bytes(cloudpickle.dumps(NodeOutOfMemory("Ray has killed a worker")))
         self.next_life()
 
     def next_life(self):
